@@ -1,0 +1,1 @@
+"""Remembered tokens on disk."""

@@ -1,0 +1,515 @@
+"""The bank: everything remembered in one folder.
+
+::
+
+    FOLDER/catalog.sqlite3              what there is, and where: the truth
+    FOLDER/segments/<key>-<id>/*.seg    the tokens of one source
+    FOLDER/locks/                       who is writing
+
+Any number of processes read while each source is written by at most one.  A span is either wholly
+there or not at all, whenever a process is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from streamvid.budget import Limits
+from streamvid.errors import BankError, MissingExtra, SettingsError, SourceError, near
+from streamvid.memory import keys as keys_module
+from streamvid.memory.catalog import FILE_NAME, AnswerRecord, Catalog, SourceRecord, SpanRecord, State, refuse_foreign
+from streamvid.memory.codec import codec_by_name
+from streamvid.memory.faiss_index import FaissIndex
+from streamvid.memory.index import FlatIndex, Index, unit
+from streamvid.memory.keys import MemoryKey
+from streamvid.memory.segments import SegmentReader, SegmentWriter, encode_span
+from streamvid.temporal.methods.base import MemoryView
+from streamvid.tokens import VideoTokens
+
+SEGMENT_BYTES = 256 << 20
+
+SETTLED_NS = 2_000_000_000
+"""A file changed less than this ago may change again without its time stamps showing it."""
+
+SHORTEST_PREFIX = 4
+"""Digits of a key that are enough to name a source."""
+
+
+def default_folder() -> Path:
+    """Where memory lies when nothing is said: ``$STREAMVID_MEMORY``, else ``memory`` in the user's data folder."""
+    named = os.environ.get("STREAMVID_MEMORY")
+    return Path(named) if named else Path(platformdirs.user_data_dir("streamvid")) / "memory"
+
+
+class Bank:
+    """What is remembered in one folder; made by `Bank.open`, a context manager.
+
+    One bank belongs to one thread; open another for another thread, or after a fork.
+    """
+
+    def __init__(self, folder: Path, catalog: Catalog, *, codec: str, limits: Limits, segment_bytes: int) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.bytes_read = 0
+        """Read from segment files since the bank was opened."""
+        self._catalog = catalog
+        self._codec = codec_by_name(codec)
+        self._segment_bytes = segment_bytes
+        self._said_flat = False
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        codec: str = "fp16",
+        limits: Limits | None = None,
+        create: bool = True,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> Self:
+        """Open a memory folder.
+
+        Args:
+            folder: the folder; its parents need not exist.
+            codec: how new features are stored: ``fp32``, ``fp16`` or ``sq8``.  What is there already is
+                read by the codec it was written with.
+            limits: ``disk_bytes`` bounds the folder; about half a MB of it is held free for the catalogue.
+            create: make the folder if there is no memory in it; otherwise that is an error.
+            segment_bytes: size at which a new segment file is begun, >= 1.
+
+        Raises:
+            SettingsError: if there is no such codec.
+            BankError: if the folder cannot be used; nothing in it was changed.
+        """
+        if segment_bytes < 1:
+            raise ValueError(f"segment_bytes must be at least 1, got {segment_bytes}")
+        codec_by_name(codec)
+        path = folder / FILE_NAME
+        with _reported(folder):
+            if not create and not path.exists():
+                raise BankError(f"there is no memory in {folder}; ask about a video first, or choose another folder")
+            refuse_foreign(path)
+            (folder / "locks").mkdir(parents=True, exist_ok=True)
+            (folder / "segments").mkdir(exist_ok=True)
+            # Two processes may both be the first: one prepares the catalogue, the other finds it done.
+            with open(folder / "locks" / "open.lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                catalog = Catalog(path)
+        return cls(folder, catalog, codec=codec, limits=limits or Limits(), segment_bytes=segment_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the catalogue."""
+        self._catalog.close()
+
+    def find(self, key: MemoryKey) -> SourceRecord | None:
+        """The source remembered under exactly this key; None if anything about it differs."""
+        return self._catalog.source(key.digest)
+
+    def sources(self) -> list[SourceRecord]:
+        """All sources, oldest first."""
+        return self._catalog.sources()
+
+    def source(self, which: int | str) -> SourceRecord:
+        """One source, by id, by the first digits of its key (at least four), by name or by path.
+
+        Raises:
+            BankError: if there is none, with near names, or if there are several, with their ids.
+        """
+        sources = self.sources()
+        text = str(which)
+        found = [s for s in sources if text == str(s.id)]
+        if not found and isinstance(which, str):
+            found = [
+                s
+                for s in sources
+                if text in (s.name, s.path) or (len(text) >= SHORTEST_PREFIX and s.key.digest.startswith(text))
+            ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listing = ", ".join(f"{s.id} ({s.name}, key {s.key.short})" for s in found)
+            raise BankError(f"{text!r} names {len(found)} remembered sources; say which by its id: {listing}")
+        if not sources:
+            raise BankError(f"nothing is remembered in {self.folder}; ask about a video first")
+        names = [name for s in sources for name in (str(s.id), s.name, s.key.short)]
+        raise BankError(f"{text!r} is not remembered in {self.folder}; {near(text, names)}")
+
+    def spans(self, source_id: int) -> list[SpanRecord]:
+        """The spans of a source in time order."""
+        return self._catalog.spans(source_id)
+
+    def view(self, source_id: int) -> MemoryView:
+        """What a recall method sees of a source; rows stand in the order of `spans`."""
+        with self._catalog.snapshot():
+            spans = self.spans(source_id)
+            keys = self._catalog.keys(source_id)
+        most = max((len(k) for k in keys), default=0)
+        table = torch.zeros(len(spans), most, keys[0].shape[1] if keys else 0)
+        for row, vectors in zip(table, keys, strict=True):
+            row[: len(vectors)] = vectors
+        return MemoryView(
+            start_seconds=torch.tensor([float(s.start) for s in spans], dtype=torch.float64),
+            stop_seconds=torch.tensor([float(s.stop) for s in spans], dtype=torch.float64),
+            tokens=torch.tensor([s.tokens for s in spans], dtype=torch.int64),
+            keys=table,
+        )
+
+    def read(self, wanted: Sequence[tuple[SpanRecord, int]]) -> list[VideoTokens]:
+        """The best tokens of some spans, each in raster and time order, in the order asked.
+
+        Args:
+            wanted: spans of any sources, each with how many of its tokens to read, 1 <= count <= span.tokens.
+
+        Raises:
+            BankError: if a span is gone, damaged, or not of the source the catalogue says.
+        """
+        sources = {s.id: s for s in self.sources()}
+        readers: dict[Path, SegmentReader] = {}
+        result = []
+        try:
+            for span, count in wanted:
+                if not 1 <= count <= span.tokens:
+                    raise ValueError(
+                        f"span {span.id} has {span.tokens} tokens, asked for {count}; leave out what is not read"
+                    )
+                if span.source_id not in sources:
+                    raise BankError(
+                        f"source {span.source_id} was removed from {self.folder}; ask again to watch it anew"
+                    )
+                source = sources[span.source_id]
+                path = self.folder / source.folder / span.file
+                if path not in readers:
+                    readers[path] = SegmentReader(path, key=source.key)
+                result.append(readers[path].read(span.offset, tokens=count))
+        finally:
+            for reader in readers.values():
+                self.bytes_read += reader.bytes_read
+                reader.close()
+        return result
+
+    def index(self, source_id: int, *, kind: str = "auto") -> Index:
+        """An index over a source's keys; ids are span ids.
+
+        Args:
+            source_id: of a source with at least one span.
+            kind: ``faiss``, ``flat``, or ``auto``: faiss where it is installed, else flat, which
+                the ``note`` of the first such index says.
+
+        Raises:
+            MissingExtra: if faiss is asked for by name and not installed.
+            BankError: if the source has no spans.
+        """
+        with self._catalog.snapshot():
+            spans = self.spans(source_id)
+            keys = self._catalog.keys(source_id)
+        if not spans:
+            raise BankError(f"source {source_id} has no spans to search yet; watch it first")
+        index = self._new_index(kind, keys[0].shape[1])
+        counts = torch.tensor([len(k) for k in keys])
+        ids = torch.tensor([s.id for s in spans]).repeat_interleave(counts)
+        index.add(ids, torch.cat(keys))
+        return index
+
+    def usage(self) -> int:
+        """Bytes on the disk: segments and catalogue with its log."""
+        return self._catalog.segment_bytes() + self._catalog.own_bytes()
+
+    def writer(self, key: MemoryKey, *, path: str | Path, name: str) -> Writer:
+        """What a source's spans are stored with; a context manager that holds the source for writing.
+
+        Args:
+            key: what the tokens depend on; a source under this key that is still open goes on where it ended.
+            path: where the video is; for people.
+            name: what people call it.
+        """
+        return Writer(self, key, path=str(path), name=name)
+
+    def remove(self, which: SourceRecord | int | str) -> SourceRecord:
+        """Forget a source: its spans, tokens and answers; returns what it was.
+
+        Raises:
+            BankError: if there is no such source (see `source`), or it is being written.
+        """
+        source = self.source(which.id if isinstance(which, SourceRecord) else which)
+        with _reported(self.folder), self._locked(source.key, source.name):
+            # First from the catalogue: files without rows are only lost space, rows without files are wrong.
+            self._catalog.remove_source(source.id)
+            shutil.rmtree(self.folder / source.folder, ignore_errors=True)
+            self._sweep()
+        return source
+
+    def save_answer(self, source_id: int, *, question: str, answer: str, receipt: Mapping[str, Any]) -> int:
+        """Keep an answer with its receipt (JSON values); returns its id."""
+        return self._catalog.add_answer(source_id, question=question, answer=answer, receipt=receipt)
+
+    def answers(self, source_id: int) -> list[AnswerRecord]:
+        """The answers given from a source, oldest first."""
+        return self._catalog.answers(source_id)
+
+    def content_digest(self, path: Path) -> str:
+        """sha256 over the whole file, reread only when the file may have changed.
+
+        The digest is remembered under the absolute path with size, inode, time of the last write and time
+        of the last change of any kind (mtime and ctime, in nanoseconds).  That is a trade: a second
+        question on a 10 GB file starts at once, and in return we trust the file system to move a stamp when
+        bytes change.  ctime is in it because programs can set mtime back and cannot set ctime; it also
+        moves on chmod and rename, which costs one needless reading.  A file changed in the last 2 s is not
+        remembered, as coarse clocks could give its next change the same stamp.  What remains: a file system
+        that keeps no true ctime, and bytes changed underneath it.
+
+        Raises:
+            SourceError: if the file cannot be read, or changes while it is.
+        """
+        path = Path(os.path.abspath(path))
+        stamp, changed_ns = _stamp(path)
+        known = self._catalog.content_digest(str(path), stamp=stamp)
+        if known is not None:
+            return known
+        now_ns = time.time_ns()
+        digest = keys_module.content_digest(path)
+        if _stamp(path)[0] != stamp:
+            raise SourceError(f"{path} changed while it was read; wait until it is complete and ask again")
+        if now_ns - changed_ns >= SETTLED_NS:
+            self._catalog.remember_digest(str(path), stamp=stamp, digest=digest)
+        return digest
+
+    def _new_index(self, kind: str, width: int) -> Index:
+        if kind == "flat":
+            return FlatIndex(width)
+        if kind == "faiss":
+            return FaissIndex(width)
+        if kind != "auto":
+            raise SettingsError(f"there is no index {kind!r}; {near(kind, ['auto', 'faiss', 'flat'])}")
+        try:
+            return FaissIndex(width)
+        except MissingExtra as missing:
+            index = FlatIndex(width)
+            if not self._said_flat:
+                index.note = f"searching memory without faiss, which is as exact and slower on large banks: {missing}"
+                self._said_flat = True
+            return index
+
+    @contextmanager
+    def _locked(self, key: MemoryKey, name: str) -> Iterator[None]:
+        """Hold a source for writing; the system lets go of it when the process ends, however it does."""
+        with open(self.folder / "locks" / f"{key.digest[:32]}.lock", "a+b") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read(20).decode("ascii", "replace").strip()
+                raise BankError(
+                    f"{name} is being written by process {holder or 'unknown'}; wait until it is done or stop it, "
+                    "then run the same again"
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode("ascii"))
+            lock.flush()
+            yield
+
+    def _sweep(self) -> None:
+        """Give back the space of sources that were removed by a process that did not live to do it."""
+        # Folders first: a source enters the catalogue before it gets a folder.
+        folders = [entry.name for entry in os.scandir(self.folder / "segments")]
+        known = {s.folder for s in self.sources()}
+        for name in folders:
+            if f"segments/{name}" not in known:
+                shutil.rmtree(self.folder / "segments" / name, ignore_errors=True)
+
+
+class Writer:
+    """Stores the spans of one source, in time order; made by `Bank.writer`.
+
+    Each span is on the disk when `append` returns.  A source that is left without `finish` stays open and
+    goes on from ``stop`` the next time.
+    """
+
+    def __init__(self, bank: Bank, key: MemoryKey, *, path: str, name: str) -> None:
+        self.notes: list[str] = []
+        """What the user should hear, each thing once."""
+        self._bank = bank
+        self._key = key
+        self._path = path
+        self._name = name
+        self._lock = bank._locked(key, name)
+        self._segments: SegmentWriter | None = None
+        self._source_id = 0
+        self._start: Fraction | None = None
+        self._stop: Fraction | None = None
+        self._width: int | None = None
+
+    @property
+    def source_id(self) -> int:
+        """Of the source being written."""
+        self._opened()
+        return self._source_id
+
+    @property
+    def stop(self) -> Fraction | None:
+        """Seconds, exact: where the last stored span ends; None if nothing is stored."""
+        return self._stop
+
+    def __enter__(self) -> Self:
+        """Take the source for writing.
+
+        Raises:
+            BankError: if another writer has it, it is complete already, or the folder cannot be written.
+        """
+        bank, catalog = self._bank, self._bank._catalog
+        with _reported(bank.folder):
+            self._lock.__enter__()
+            try:
+                source = catalog.source(self._key.digest)
+                if source is None:
+                    source = catalog.add_source(self._key, path=self._path, name=self._name)
+                if source.state is State.COMPLETE:
+                    raise BankError(
+                        f"{source.name} is completely remembered (source {source.id}); use it, or remove it first"
+                    )
+                last = catalog.last_span(source.id)
+                self._source_id = source.id
+                self._start = last.start if last else None
+                self._stop = last.stop if last else None
+                self._width = catalog.key_width(source.id)
+                self._segments = SegmentWriter(
+                    bank.folder / source.folder,
+                    key=self._key,
+                    segment_bytes=bank._segment_bytes,
+                    last=(last.file, last.offset + last.num_bytes) if last else None,
+                )
+            except BaseException:
+                self._lock.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._segments is not None:
+            self._segments.close()
+            self._segments = None
+        self._lock.__exit__(None, None, None)
+
+    def append(self, tokens: VideoTokens, *, start: Fraction, stop: Fraction, keys: Tensor) -> None:
+        """Store one span.
+
+        Args:
+            tokens: of the span, in raster and time order.
+            start: seconds, exact; not before the start of the span before.
+            stop: seconds, exact; the span covers ``[start, stop)``.
+            keys: (K, Dk) float, what the span is found by; made unit length, rows of zeros left out.  A span
+                without any is still found by its time.
+
+        Raises:
+            ValueError: if times or shapes do not fit.
+            BankError: if the disk or the limit is full, or features are not finite; all earlier spans stay.
+        """
+        segments, bank = self._opened(), self._bank
+        if not start < stop or (self._start is not None and start < self._start):
+            before = f" and not before {self._start}, where the last one starts" if self._start is not None else ""
+            raise ValueError(f"a span must start before it stops{before}, got {start} to {stop}")
+        if keys.ndim != 2 or (self._width is not None and keys.shape[1] != self._width):
+            raise ValueError(f"keys must be (K, {self._width or 'Dk'}), got {keys.shape = }")
+        keys = unit(keys[(keys != 0).any(dim=1)])
+        span = encode_span(tokens, start=start, stop=stop, key=self._key, keys=keys, codec=bank._codec)
+        cost = segments.cost(span.data)
+        self._check_limit(cost + bank._catalog.growth_bytes(keys))
+        with _reported(bank.folder):
+            file, offset = segments.append(span.data)
+            try:
+                bank._catalog.add_span(
+                    self._source_id,
+                    start=start,
+                    stop=stop,
+                    tokens=len(tokens),
+                    file=file,
+                    offset=offset,
+                    num_bytes=len(span.data),
+                    disk_bytes=cost,
+                    grid=tokens.grid,
+                    codec=span.codec,
+                    keys=keys,
+                )
+            except Exception:  # not KeyboardInterrupt: it may come just after the commit, and the span is in then
+                segments.undo()
+                raise
+        self._start, self._stop, self._width = start, stop, keys.shape[1]
+        self.notes += [note for note in span.notes if note not in self.notes]
+
+    def finish(self, summary: Mapping[str, Any], *, duration: Fraction | None = None) -> None:
+        """Mark the source complete; the writer takes no more spans.
+
+        Args:
+            summary: JSON values worth showing later, for example frames decoded and kept.
+            duration: of the video in seconds; None: until the last span stops.
+        """
+        segments = self._opened()
+        self._bank._catalog.finish_source(
+            self._source_id, summary=summary, duration=self._stop if duration is None else duration
+        )
+        segments.close()
+        self._segments = None
+
+    def _check_limit(self, cost: int) -> None:
+        """Refuse what could go beyond the limit, before anything is written."""
+        limit = self._bank.limits.disk_bytes
+        if limit is None:
+            return
+        used = self._bank.usage()
+        if used + cost > limit:
+            raise BankError(
+                f"memory in {self._bank.folder} may hold {limit} bytes, holds {used}, and needs {cost} more; remove "
+                "a source or raise the limit, then run the same again: it goes on after the last stored span"
+            )
+
+    def _opened(self) -> SegmentWriter:
+        if self._segments is None:
+            raise ValueError("this writer is not open: use it inside its with block, before finish")
+        return self._segments
+
+
+def _stamp(path: Path) -> tuple[str, int]:
+    """What must be unchanged for a file to count as unchanged, and when it last changed, in ns."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    text = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_dev} {stat.st_ino}"
+    return text, max(stat.st_ctime_ns, stat.st_mtime_ns)
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """Turn the system's errors about a memory folder into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "the disk is full; free some space and run the same again, it goes on after the last stored span"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            advice = "it is, or lies below, a file; choose a folder"
+        else:
+            advice = f"{error.strerror}; check permissions, or choose another folder"
+        raise BankError(f"cannot use {folder} as memory: {advice}") from error

@@ -1,0 +1,1 @@
+"""Token reduction: methods, and the hosts that carry them out."""

@@ -1,0 +1,1 @@
+"""Methods on projected tokens, before the language model."""

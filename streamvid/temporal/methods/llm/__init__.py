@@ -1,0 +1,1 @@
+"""Methods between the layers of the language model."""

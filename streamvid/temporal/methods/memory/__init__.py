@@ -1,0 +1,1 @@
+"""Methods that say what an answer may read from memory."""

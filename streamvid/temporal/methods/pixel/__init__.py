@@ -1,0 +1,1 @@
+"""Methods that decide on pixels, before the vision tower."""

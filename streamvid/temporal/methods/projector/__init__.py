@@ -1,0 +1,1 @@
+"""Methods between tower and language model that compute new tokens."""

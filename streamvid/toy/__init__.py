@@ -1,0 +1,1 @@
+"""A small world whose events are known, and the small model trained on it."""
