@@ -29,7 +29,7 @@ from streamvid.temporal.methods.memory.hybrid import Hybrid, relevance
 from streamvid.temporal.methods.registry import method_id
 from streamvid.tokens import VideoTokens
 
-HOST_SIGNALS = frozenset({Signal.RECEIVED_ATTENTION, Signal.FRAME_FEATURES, Signal.NOVELTY})
+HOST_SIGNALS = frozenset({Signal.RECEIVED_ATTENTION, Signal.FRAME_FEATURES})
 """Signals every adapter can give."""
 
 

@@ -15,7 +15,6 @@ class Signal(StrEnum):
     CLS_ATTENTION = "cls_attention"
     RECEIVED_ATTENTION = "received_attention"
     FRAME_FEATURES = "frame_features"
-    NOVELTY = "novelty"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +32,6 @@ class Signals:
 
     frame_features: Tensor | None = None
     """(T, Dg) one global feature per frame of the grid."""
-
-    novelty: Tensor | None = None
-    """(N,) how much each token's pixels changed against the frame before, in normalised grey levels."""
 
     def available(self) -> frozenset[Signal]:
         """The signals that are not None."""

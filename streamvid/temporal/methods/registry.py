@@ -73,7 +73,7 @@ def build(text: str) -> Method:
         if "budget" in kinds and key in ("keep_ratio", "tokens"):
             number = _number(name, key, value)
             given["budget"] = Budget(keep_ratio=number) if key == "keep_ratio" else Budget(tokens=int(number))
-        elif key in kinds:
+        elif key in kinds and key != "budget":
             given[key] = _parse(name, key, value, kinds[key])
         else:
             names = [*(k for k in kinds if k != "budget"), *(("keep_ratio", "tokens") if "budget" in kinds else ())]

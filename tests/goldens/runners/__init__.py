@@ -1,0 +1,1 @@
+"""One file a method: what the arrays of its cases mean."""
