@@ -153,7 +153,7 @@ class TokenStream(Stream):
         assert isinstance(method, EmbeddingMethod)
         tokens, attention, pooled = self.clips[index]
         signals = self.signals(
-            received_attention=attention, cls_attention=attention, novelty=attention, frame_features=pooled
+            received_attention=attention, cls_attention=attention, frame_features=pooled
         )
         plan = method.reduce(tokens, signals)
         reduced = tokens.reduce(plan)
@@ -380,7 +380,7 @@ def test_caller_keeps_dtype(name: str) -> None:
     tokens, attention, pooled = clip(3)
     half = dataclasses.replace(tokens, features=tokens.features.bfloat16())
     signals = Signals(
-        received_attention=attention, cls_attention=attention, novelty=attention, frame_features=pooled.bfloat16()
+        received_attention=attention, cls_attention=attention, frame_features=pooled.bfloat16()
     )
     method = methods()[name].tiny()
     assert isinstance(method, EmbeddingMethod)
