@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from streamvid.frames import Clip
 from streamvid.memory.bank import Bank, Writer
 from streamvid.memory.catalog import SourceRecord
 from streamvid.models.adapter import Adapter, GenerationStats
-from streamvid.models.embedder import Embedder
 from streamvid.models.pixels import tubelet_times
 from streamvid.query.evidence import Moment, cite
 from streamvid.receipt import GivenSpan, Receipt
@@ -28,6 +28,9 @@ from streamvid.temporal.methods.compose import DEFAULT, Chain
 from streamvid.temporal.methods.memory.hybrid import Hybrid, relevance
 from streamvid.temporal.methods.registry import method_id
 from streamvid.tokens import VideoTokens
+
+if TYPE_CHECKING:
+    from streamvid.models.embedder import Embedder
 
 HOST_SIGNALS = frozenset({Signal.RECEIVED_ATTENTION, Signal.FRAME_FEATURES})
 """Signals every adapter can give."""
@@ -104,7 +107,9 @@ class Session:
             method.reset()
 
     @torch.inference_mode()
-    def watch(self, clip: Clip, writer: Writer, receipt: Receipt, *, interval: Fraction) -> None:
+    def watch(
+        self, clip: Clip, writer: Writer, receipt: Receipt, *, interval: Fraction, until: Fraction | None = None
+    ) -> None:
         """Encode, reduce and remember one clip.
 
         Args:
@@ -112,10 +117,13 @@ class Session:
             writer: the memory it goes to.
             receipt: gets counts and seconds of the stages.
             interval: time from one sampled frame to the next; how long the last frame counts.
+            until: end of the video, if known: no span reaches beyond it.
         """
         if self._size is None:
             raise ValueError("start the stream before watching clips")
         times = tubelet_times(clip.pts, interval, self.adapter.tubelet)
+        if until is not None and times[-1][0] < until < times[-1][1]:
+            times[-1] = (times[-1][0], until)
         began = time.perf_counter()
         view = self.adapter.view(clip, size=self._size)
         frames, rows, columns = view.grid

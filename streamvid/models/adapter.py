@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
-
 from torch import Tensor
 
 from streamvid.frames import Clip
@@ -94,9 +92,6 @@ class GenerationStats:
 
 class Adapter(ABC):
     """A loaded video language model, seen through what streamvid needs of it."""
-
-    model_types: ClassVar[tuple[str, ...]]
-    """Values of ``model_type`` in config.json this adapter understands."""
 
     info: ModelInfo
 

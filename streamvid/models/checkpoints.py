@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from streamvid import errors
 from streamvid.models.adapter import Adapter
-from streamvid.models.embedder import DualEncoder, Embedder
-from streamvid.models.qwen_vl import Qwen3VL
+
+if TYPE_CHECKING:
+    from streamvid.models.embedder import Embedder
 
 TOY = "toy"
-ADAPTERS: tuple[type[Adapter], ...] = (Qwen3VL,)
+ADAPTERS = {"qwen3_vl": ("streamvid.models.qwen_vl", "Qwen3VL")}
+"""Module and class by ``model_type``; imported when a checkpoint of the family is loaded, which takes seconds."""
+
 TOY_LINE = (
     "NOTE: no pretrained model could be loaded, so the bundled TOY model answers; "
     "it knows coloured shapes and nothing else, do not trust it on real video"
@@ -190,16 +196,19 @@ def load(found: Found, *, device: str, dtype: str) -> Adapter:
     Raises:
         UnsupportedError: if no adapter knows the family, or the weights cannot be read.
     """
-    kind = json.loads((found.folder / "config.json").read_text()).get("model_type", "unknown")
-    for adapter in ADAPTERS:
-        if kind in adapter.model_types:
-            try:
-                return adapter.load(found.folder, name=found.name, device=device, dtype=dtype)
-            except (OSError, RuntimeError, ValueError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise errors.UnsupportedError(f"{found.name} could not be loaded: {first}") from error
-    known = ", ".join(t for a in ADAPTERS for t in a.model_types)
-    raise errors.UnsupportedError(f"{found.name} is of family {kind!r}, which has no adapter; families that have: {known}")
+    kind = str(json.loads((found.folder / "config.json").read_text()).get("model_type", "unknown"))
+    if kind not in ADAPTERS:
+        raise errors.UnsupportedError(
+            f"{found.name} is of family {kind!r}, which has no adapter; families that have: {', '.join(ADAPTERS)}"
+        )
+    module, name = ADAPTERS[kind]
+    adapter: type[Adapter] = getattr(importlib.import_module(module), name)
+    try:
+        with _without_bars():
+            return adapter.load(found.folder, name=found.name, device=device, dtype=dtype)
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise errors.UnsupportedError(f"{found.name} could not be loaded: {first}") from error
 
 
 def find_embedder(name: str, *, model: str, device: str) -> Embedder | None:
@@ -215,15 +224,34 @@ def find_embedder(name: str, *, model: str, device: str) -> Embedder | None:
     """
     if name == "none":
         return None
+    from streamvid.models.embedder import DualEncoder  # with the model libraries behind it: seconds to import
+
     if name == TOY or (name == "auto" and model == TOY):
-        return DualEncoder.load(_whole(toy_encoder_folder()), name="toy-encoder", device=device)
-    if name != "auto":
-        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else cached(name)
-        if folder is None:
+        name, folder = "toy-encoder", _whole(toy_encoder_folder())
+    elif name != "auto":
+        found = Path(name).expanduser() if Path(name).expanduser().is_dir() else cached(name)
+        if found is None:
             raise errors.SettingsError(f"there is no embedder {name!r} in the local cache; {errors.near(name, EMBEDDERS)}")
+        folder = found
+    else:
+        there = [(repository, cached(repository)) for repository in EMBEDDERS]
+        here = [(repository, path) for repository, path in there if path is not None]
+        if not here:
+            return None
+        name, folder = here[0]
+    with _without_bars():
         return DualEncoder.load(folder, name=name, device=device)
-    for repository in EMBEDDERS:
-        folder = cached(repository)
-        if folder is not None:
-            return DualEncoder.load(folder, name=repository, device=device)
-    return None
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading a small model in a blink needs no progress bar on stderr."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from streamvid.errors import UnsupportedError
-from streamvid.models.qwen_vl import fingerprint
+from streamvid.models.fingerprint import fingerprint
 
 
 class Embedder(ABC):

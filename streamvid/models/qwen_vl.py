@@ -26,6 +26,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 from streamvid.errors import UnsupportedError
 from streamvid.frames import Clip
 from streamvid.models.adapter import Adapter, Encoded, GenerationStats, ModelInfo, Prompt
+from streamvid.models.fingerprint import fingerprint
 from streamvid.models.pixels import PixelSettings
 from streamvid.models.positions import interleaved
 from streamvid.temporal.hosts.llm import LayerHost
@@ -42,8 +43,6 @@ PROMPT_VERSION = 1
 
 class Qwen3VL(Adapter):
     """Qwen3-VL checkpoints of any size."""
-
-    model_types = ("qwen3_vl",)
 
     def __init__(self, model: Any, tokenizer: Any, pixels: PixelSettings, *, name: str, fingerprint: str) -> None:
         """Wrap a loaded model; ``load`` is the usual way in."""
@@ -354,26 +353,3 @@ def _chunks(keep: Tensor, per_frame: Tensor, most: int) -> Iterator[tuple[Tensor
         total += length
     if total:
         yield keep[start : start + total], [n for n in lengths if n]
-
-
-def fingerprint(folder: Path) -> str:
-    """Identifies a checkpoint by configuration and weights.
-
-    Small weight files are hashed whole; of a large one its size and its first and last mebibyte,
-    which hold the header with every tensor's name, shape and place.
-    """
-    digest = hashlib.sha256()
-    names = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
-    for path in [*(folder / n for n in names), *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.bin"))]:
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            if size <= 64 << 20:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(1 << 20))
-                file.seek(-(1 << 20), 2)
-                digest.update(file.read())
-    return digest.hexdigest()[:32]

@@ -316,3 +316,47 @@ def _tone(rng: np.random.Generator) -> tuple[float, float, float]:
     grey = rng.uniform(20, 125)
     tint = grey * (1 + rng.uniform(-0.22, 0.22, 3))
     return float(tint[0]), float(tint[1]), float(tint[2])
+
+
+def needle_scene(
+    seed: int, *, seconds: int = 600, distractors: str = "static", held_out: bool | None = False
+) -> tuple[Scene, Event]:
+    """A long scene with one event to find, and that event, the needle.
+
+    Neither the needle's shape nor its colour occurs in any other event, so questions about it
+    have one answer.  There is no noise and no shake: a static scene is still but for the needle.
+
+    Args:
+        seed: any non-negative integer.
+        seconds: length, at least 30.
+        distractors: "static" has no other event; "busy" has one of another shape and colour
+            every 10 to 20 seconds.
+        held_out: True draws the needle from the held-out pairs, False from the others, None
+            from all.  Distractors are never held out.
+
+    Raises:
+        ValueError: if ``seconds`` is too short or ``distractors`` is neither word.
+    """
+    if seconds < 30:
+        raise ValueError(f"seconds must be at least 30, got {seconds}; use sample_scene for short scenes")
+    if distractors not in ("static", "busy"):
+        raise ValueError(f"distractors must be static or busy, got {distractors!r}")
+    empty = sample_scene(seed, seconds=4, events=0, clean=True)
+    rng = np.random.default_rng((seed, 1))
+    color, shape = _draw_pairs(rng, 1, held_out)[0]
+    start = int(rng.integers(1, seconds - 6))
+    needle = _draw_event(rng, color, shape, start, start + int(rng.integers(3, 6)))
+    others: list[Event] = []
+    if distractors == "busy":
+        pool = [
+            (c, s) for c in COLORS for s in SHAPES if c != color and s != shape and (c, s) not in HELD_OUT_PAIRS
+        ]
+        clock = int(rng.integers(2, 11))
+        while clock + 6 < seconds:
+            other_color, other_shape = pool[int(rng.integers(len(pool)))]
+            other = _draw_event(rng, other_color, other_shape, clock, clock + int(rng.integers(3, 6)))
+            if other.end_seconds < needle.start_seconds or other.start_seconds > needle.end_seconds:
+                others.append(other)
+            clock += int(rng.integers(10, 21))
+    events = sorted([needle, *others], key=lambda event: event.start_seconds)
+    return Scene(seed, seconds, empty.background, tuple(events), 0.0, 0.0, empty.blobs, empty.tones), needle

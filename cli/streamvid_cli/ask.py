@@ -1,0 +1,133 @@
+"""``streamvid ask``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from streamvid_pipelines.ask import AskVideo, Request, open_ask
+
+from streamvid.errors import SettingsError
+from streamvid_cli import options, render
+
+
+def ask(
+    video: Annotated[Path, typer.Argument(help="The video file.")],
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="One or several questions; none opens a prompt.", show_default=False)
+    ] = None,
+    model: options.Model = "auto",
+    embedder: options.Embedder = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = None,
+    start: options.From = None,
+    stop: options.To = None,
+    reduce: options.Reduce = Request().reduce,
+    recall: options.Recall = Request().recall,
+    budget: options.BudgetTokens = Request().budget,
+    max_new_tokens: options.MaxNewTokens = Request().max_new_tokens,
+    memory: options.Memory = None,
+    disk: options.DiskGigabytes = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is remembered of this video and watch it again.")] = False,
+    no_toy: Annotated[bool, typer.Option("--no-toy", help="Fail rather than let the toy model stand in.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads for the models. Default: all cores.")] = None,
+    json: options.Json = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the whole receipt: stages, spans, methods.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Ask a video one or several questions; it is watched once and remembered.
+
+    Answers go to stdout as they are made, with the times they can be seen at; progress and the
+    receipt go to stderr.
+    """
+    request = Request(
+        model=model, embedder=embedder, device=device, dtype=dtype, fps=fps, max_frames=max_frames,
+        start_seconds=seconds(start, "--from"), stop_seconds=seconds(stop, "--to"), reduce=reduce, recall=recall,
+        budget=budget, max_new_tokens=max_new_tokens, memory=memory,
+        disk_bytes=None if disk is None else int(disk * 1e9), fresh=fresh, toy_allowed=not no_toy, threads=threads,
+    )  # fmt: skip
+    asked = list(questions or [])
+    for question in asked:
+        if not question.strip():
+            raise SettingsError('the question is empty; ask something like: streamvid ask video.mp4 "what happens?"')
+    if not asked and json and sys.stdin.isatty():
+        raise SettingsError("--json without a question has nothing to print; give one or pipe questions in, one a line")
+    watching = render.Watching(quiet=quiet)
+    console = render.stderr()
+    with open_ask(video, request, lambda text: console.print(text, markup=False)) as opened:
+        for note in opened.loaded.notes:
+            if note.startswith("NOTE"):
+                console.print(note, markup=False, style="bold yellow")
+        try:
+            opened.prepare(watching)
+        finally:
+            watching.done()
+        if asked:
+            answers = [_one(opened, question, json=json, explain=explain, quiet=quiet, many=len(asked) > 1) for question in asked]
+            if json:
+                render.emit_json(answers[0] if len(answers) == 1 else answers)
+            return
+        _prompt(opened, json=json, explain=explain, quiet=quiet)
+
+
+def _one(opened: AskVideo, question: str, *, json: bool, explain: bool, quiet: bool, many: bool) -> dict[str, object]:
+    if many and not json:
+        sys.stdout.write(f"> {question}\n")
+    answer = opened.ask(question, None if json else _write)
+    if not json:
+        render.finish_answer(answer)
+    if not quiet:
+        render.show_receipt(answer.receipt, explain=explain)
+    else:
+        for warning in answer.receipt.warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+    return render.answer_json(answer)
+
+
+def _prompt(opened: AskVideo, *, json: bool, explain: bool, quiet: bool) -> None:
+    """Questions line by line until the input ends."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        sys.stderr.write("ask away; an empty line or Ctrl-D leaves\n")
+    while True:
+        if terminal:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line or (terminal and not line.strip()):
+            return
+        if not line.strip():
+            continue
+        answer = _one(opened, line.strip(), json=json, explain=explain, quiet=quiet, many=False)
+        if json:
+            render.emit_json(answer)
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A time as seconds: ``90``, ``1:30``, ``0:01:30.5``.
+
+    Raises:
+        SettingsError: if it is none of these.
+    """
+    if text is None:
+        return None
+    parts = text.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if not values or len(values) > 3 or any(v < 0 for v in values) or any(v >= 60 for v in values[1:]):
+        raise SettingsError(f"{option} must be seconds or [h:]mm:ss, got {text!r}; as in 90 or 1:30")
+    total = 0.0
+    for value in values:
+        total = total * 60 + value
+    return total

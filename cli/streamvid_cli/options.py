@@ -1,0 +1,69 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option(
+        envvar="STREAMVID_MODEL",
+        help="Model: a checkpoint folder, a repository name, 'auto' (largest known one that fits, from the cache if "
+        "it is there) or 'toy' (bundled, knows coloured shapes only).",
+    ),
+]
+Embedder = Annotated[
+    str,
+    typer.Option(
+        envvar="STREAMVID_EMBEDDER",
+        help="Image-text encoder that finds moments for a question: 'auto' (cached SigLIP or CLIP), 'none', a folder "
+        "or a cached repository.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(envvar="STREAMVID_DEVICE", help="Where models run: auto, cpu, cuda, cuda:1 or mps.")
+]
+Dtype = Annotated[
+    str, typer.Option(help="Weights: auto (as the checkpoint says, float32 on a CPU), float32, bfloat16 or float16.")
+]
+Fps = Annotated[
+    float | None, typer.Option(help="Frames a second to look at; more sees more and costs more. Default: the model's own.")
+]
+MaxFrames = Annotated[
+    int | None, typer.Option(help="Never more frames than this; the rate is lowered to fit. Default: the model's own.")
+]
+From = Annotated[
+    str | None, typer.Option("--from", help="Start of the span to watch, in seconds or as [h:]mm:ss.", metavar="TIME")
+]
+To = Annotated[
+    str | None, typer.Option("--to", help="End of the span to watch, not included, like --from.", metavar="TIME")
+]
+Reduce = Annotated[
+    str,
+    typer.Option(
+        envvar="STREAMVID_REDUCE",
+        help="Token reduction, methods in the order data passes them, as in 'rlt,fastvid:keep_ratio=0.25'; 'none' "
+        "keeps everything. See `streamvid methods list`.",
+    ),
+]
+Recall = Annotated[
+    str, typer.Option(help="How the budget is spent on the memory: hybrid, uniform or recent (last frames only).")
+]
+BudgetTokens = Annotated[
+    int, typer.Option("--budget", help="Visual tokens one answer may read, at least 1; more sees more detail.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Memory = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="STREAMVID_MEMORY", help="Folder of the memory. Default: streamvid/memory in your data folder."
+    ),
+]
+DiskGigabytes = Annotated[
+    float | None, typer.Option("--disk", help="Most the memory folder may hold, in GB. Default: no limit.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no receipt on stderr; warnings stay.")]

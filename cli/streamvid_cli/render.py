@@ -1,0 +1,126 @@
+"""What a person sees: answers on stdout, everything else on stderr, plain where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from streamvid_pipelines.ask import Progress
+
+from streamvid.query.evidence import citation, clock
+from streamvid.receipt import Receipt
+from streamvid.session import Answer
+
+PLAIN_SECONDS = 5.0
+"""Time between two progress lines where there is no terminal to redraw."""
+
+
+def stderr() -> Console:
+    """The console for everything that is not an answer."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=None if not sys.stdout.isatty() else 2) + "\n")
+    sys.stdout.flush()
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """What ``--json`` prints for one answer."""
+    return {
+        "question": answer.question,
+        "answer": answer.text,
+        "spans": [[round(a, 3), round(b, 3)] for a, b in answer.spans],
+        "receipt": answer.receipt.to_dict(),
+    }
+
+
+class Watching:
+    """Progress with numbers: a line redrawn on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty()
+        self.drawn = False
+        self.last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how far the watching is."""
+        now = time.monotonic()
+        if self.quiet or (not self.terminal and now - self.last < PLAIN_SECONDS):
+            return
+        self.last = now
+        total = f"/{clock(progress.seconds_total)}" if progress.seconds_total is not None else ""
+        eta = progress.eta_seconds
+        text = (
+            f"watching {clock(progress.seconds_done)}{total}  {progress.frames} frames  "
+            f"{progress.tokens_seen:,} -> {progress.tokens_remembered:,} tokens  {progress.speed:.1f} s of video/s"
+            + (f"  {eta:.0f} s left" if eta is not None else "")
+        )
+        sys.stderr.write(f"\r\x1b[2K{text}" if self.terminal else text + "\n")
+        sys.stderr.flush()
+        self.drawn = True
+
+    def done(self) -> None:
+        """Leave the terminal's line clean for what follows."""
+        if self.terminal and self.drawn:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self.drawn = False
+
+
+def finish_answer(answer: Answer) -> None:
+    """End the streamed answer with the times it can be seen at."""
+    cited = citation(answer.spans)
+    sys.stdout.write((f"  {cited}" if cited else "") + "\n")
+    sys.stdout.flush()
+
+
+def show_receipt(receipt: Receipt, *, explain: bool) -> None:
+    """The short receipt, or the whole one."""
+    console = stderr()
+    console.print(receipt.short(), markup=False, style="dim")
+    if not explain:
+        return
+    table = Table("stage", "seconds", "tokens in", "tokens out", title="stages", title_justify="left")
+    for cost in receipt.stages:
+        table.add_row(cost.name, f"{cost.seconds:.3f}", f"{cost.tokens_in:,}", f"{cost.tokens_out:,}")
+    console.print(table)
+    spans = Table("span", "similarity", "tokens given", "of stored", "", title="what the model read", title_justify="left")
+    for span in receipt.spans:
+        spans.add_row(
+            f"{clock(span.start_seconds)}-{clock(span.stop_seconds)}",
+            "-" if span.similarity is None else f"{span.similarity:.3f}",
+            str(span.tokens),
+            str(span.stored),
+            "#" * max(1, round(20 * span.tokens / max(1, max(s.tokens for s in receipt.spans)))),
+        )
+    console.print(spans)
+    for method in receipt.methods:
+        settings = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method")
+        console.print(f"method {method['method']}: {settings}", markup=False)
+    console.print(
+        f"{receipt.frames_decoded} pictures decoded, {receipt.frames_encoded} of {receipt.frames_sampled} sampled frames "
+        f"encoded in this run; prompt {receipt.prompt_tokens} tokens, answer {receipt.new_tokens}; "
+        f"{receipt.tokens_last_layer} visual tokens in the last layer; memory {receipt.memory_bytes / 1e6:.2f} MB; "
+        f"peak RSS {receipt.peak_rss_bytes / 1e6:.0f} MB",
+        markup=False,
+    )
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; tab-separated lines where there is no terminal."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,732 @@
+"""Trains the toy model from scratch: ``python -m streamvid_pipelines.train_toy --out DIR``.
+
+Three stages, each resumable on its own:
+
+``tower``     pixels -> codes.  Every merged token learns to be the sum of fixed code vectors of
+              the shape, colour and motion it shows (zero where there is only background).
+``language``  codes -> answers.  The language model reads scenes written directly in those codes,
+              with noise, so that it learns to reason before any pixel is rendered.
+``joint``     pixels -> answers.  Tower and language model together, on rendered frames, with the
+              tower's code loss kept on.
+
+``tower`` and ``language`` do not depend on each other and can run side by side on one core each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, Qwen3VLForConditionalGeneration
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+
+from streamvid.temporal.hosts.vision import run_tower
+from streamvid.toy.model import build_config, build_tokenizer, write_files
+from streamvid.toy.questions import KINDS, ask_all
+from streamvid.toy.world import ACTIONS, COLORS, SHAPES, Scene, sample_scene
+
+TRAINING_SEEDS = 1_000_000
+"""Training scenes have seeds from here on; evaluation uses seeds below."""
+
+CODE_SEED = 7
+CODE_NORM = 0.8
+SURE_SHARE = 0.22
+"""A cell covered at least this much must show what covers it; below a tenth of that it is background."""
+
+
+def codes(width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fixed random code vectors of shapes, colours and actions, rows of one orthogonal frame."""
+    generator = torch.Generator().manual_seed(CODE_SEED)
+    frame = torch.linalg.qr(torch.randn(width, width, generator=generator))[0] * CODE_NORM
+    first, second = len(SHAPES), len(SHAPES) + len(COLORS)
+    return frame[:first], frame[first:second], frame[second : second + len(ACTIONS)]
+
+
+@dataclass
+class Labels:
+    """What every cell of every frame pair shows: (F, rows, columns) each; class 0 is background."""
+
+    shape: np.ndarray
+    color: np.ndarray
+    action: np.ndarray
+    share: np.ndarray
+    owner: np.ndarray
+    onset: np.ndarray
+    """0 background, 1 the owner's first frame pair, 2 a later one."""
+
+
+def label(scene: Scene, starts: np.ndarray, rows: int, columns: int) -> Labels:
+    """Cell labels for frame pairs that start at ``starts`` (seconds)."""
+    owner, share = scene.cells(list(starts + 0.25), rows=rows, columns=columns)
+    table = np.array(
+        [(0, 0, 0, -1)]
+        + [
+            (SHAPES.index(e.shape) + 1, list(COLORS).index(e.color) + 1, ACTIONS.index(e.action) + 1, e.start_seconds)
+            for e in scene.events
+        ]
+    )
+    rowed = table[owner + 1]
+    first = np.full(len(table), -1.0)
+    for index, event in enumerate(scene.events):
+        alive = starts[(starts >= event.start_seconds) & (starts < event.end_seconds)]
+        first[index + 1] = alive.min() if len(alive) else -1
+    onset = np.where(owner < 0, 0, np.where(first[owner + 1] == starts[:, None, None], 1, 2))
+    return Labels(rowed[..., 0], rowed[..., 1], rowed[..., 2], share, owner, onset)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer()(text, add_special_tokens=False).input_ids)
+
+
+@functools.cache
+def _tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def keep_mask(labels: Labels, rng: np.random.Generator) -> np.ndarray:
+    """Which cells stay, as a reduction would leave them: everything, a random part, or what changed."""
+    frames = labels.owner.shape[0]
+    keep = np.ones(labels.owner.shape, dtype=bool)
+    mode = rng.random()
+    if mode < 0.35:
+        return keep
+    if mode < 0.6:
+        ratio = rng.uniform(0.15, 0.9)
+        keep = rng.random(keep.shape) < ratio
+        keep |= (labels.owner >= 0) & (rng.random(keep.shape) < 0.5)
+    else:
+        change = np.ones(keep.shape, dtype=bool)
+        change[1:] = (labels.owner[1:] != labels.owner[:-1]) | (np.abs(labels.share[1:] - labels.share[:-1]) > 0.04)
+        change |= (labels.action > 0) & (labels.action <= len(ACTIONS) - 1) & (labels.share > 0.05)
+        keep = change | (rng.random(keep.shape) < rng.uniform(0, 0.3))
+    if rng.random() < 0.3:
+        empty = (labels.owner < 0).reshape(frames, -1).all(1)
+        keep[empty & (rng.random(frames) < rng.uniform(0.2, 1.0))] = False
+    # whatever is asked about must remain visible: the clearest cell of each event's first pair and of one other
+    for index in np.unique(labels.owner[labels.owner >= 0]):
+        where = np.flatnonzero((labels.owner == index).reshape(frames, -1).any(1))
+        for frame in {where[0], where[int(rng.integers(len(where)))]}:
+            shares = np.where(labels.owner[frame] == index, labels.share[frame], -1)
+            keep[frame][np.unravel_index(shares.argmax(), shares.shape)] = True
+    if not keep.any():
+        keep[0] = True
+    return keep
+
+
+@dataclass
+class Asked:
+    """One question with its answer, after the video: tokens, and where the answer starts."""
+
+    kind: str
+    ids: tuple[int, ...]
+    answer_start: int
+    subject: int
+    """Index of the event the question is about, -1 for none or several."""
+
+
+@dataclass
+class Sample:
+    """One scene as the model will see it: the video's tokens once, then many questions about it."""
+
+    scene: Scene
+    labels: Labels
+    keep: np.ndarray
+    ids: list[int]
+    positions: list[tuple[int, int, int]]
+    visual: list[int]
+    """Index in ``ids`` of each kept cell, in order."""
+    next_position: int
+    """Where every question starts counting."""
+    questions: list[Asked]
+    offset: int
+
+
+def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: int, plain: bool) -> Sample:
+    """Lay a scene out as the model will see it.  ``plain`` keeps everything, words canonically and starts at zero."""
+    starts = np.arange(scene.seconds, dtype=np.float64)
+    labels = label(scene, starts, rows, columns)
+    keep = np.ones(labels.owner.shape, dtype=bool) if plain else keep_mask(labels, rng)
+    offset, digit = 0, 2
+    if not plain and rng.random() < 0.65:
+        offset = int(rng.integers(0, 60) if rng.random() < 0.4 else rng.integers(0, 3599 - scene.seconds))
+        digit = 2 if rng.random() < 0.7 else int(rng.integers(0, 10))
+    pad = _ids("<|video_pad|>")[0]
+    opening, closing = _ids("<|vision_start|>"), _ids("<|vision_end|>")
+    ids = list(_ids("<|im_start|>user\n"))
+    positions = [(p, p, p) for p in range(len(ids))]
+    clock = len(ids)
+    visual: list[int] = []
+    for frame, start in enumerate(starts):
+        cells = np.argwhere(keep[frame])
+        if not len(cells):
+            continue
+        stamp = (*_ids(f"<{int(start) + offset}.{digit} seconds>"), *opening)
+        ids.extend(stamp)
+        positions.extend((p, p, p) for p in range(clock, clock + len(stamp)))
+        clock += len(stamp)
+        visual.extend(range(len(ids), len(ids) + len(cells)))
+        ids.extend([pad] * len(cells))
+        positions.extend((clock, clock + int(y), clock + int(x)) for y, x in cells)
+        clock += max(rows, columns)
+        ids.extend(closing)
+        positions.append((clock, clock, clock))
+        clock += 1
+    asked = []
+    for item in ask_all(scene, seed=None if plain else int(rng.integers(1 << 30))):
+        answer = item.answer
+        if item.kind == "when":
+            answer = f"at {int(answer.split()[1]) + offset} seconds"
+        question = (*_ids(item.question), *_ids("<|im_end|>\n<|im_start|>assistant\n"))
+        begins = [e.start_seconds for e in scene.events]
+        subject = begins.index(item.spans[0][0]) if item.spans and item.kind != "count" else -1
+        asked.append(Asked(item.kind, (*question, *_ids(answer), *_ids("<|im_end|>")), len(question), subject))
+    return Sample(scene, labels, keep, ids, positions, visual, clock, asked, offset)
+
+
+@dataclass
+class Batch:
+    """Samples side by side: ``lead`` places for the video, then all questions of the sample packed."""
+
+    samples: list[Sample]
+    ids: Tensor
+    positions: Tensor
+    mask: Tensor
+    """(B, 1, L - lead, L) bool: what the questions may see."""
+    lead: int
+    starts: list[list[int]]
+    """Where each question of each sample starts."""
+    about: Tensor
+    """(A, 7) int64: sample, place just before the answer, and the subject's shape, colour, action, order, time token."""
+    targets: Tensor
+    visual: Tensor
+    """(B, L) bool."""
+    shape: Tensor
+    color: Tensor
+    action: Tensor
+    share: Tensor
+    onset: Tensor
+    order: Tensor
+    number: Tensor
+    """Labels of every kept cell, flat, in sequence order; ``number`` is the token of its time."""
+
+
+def collate(samples: list[Sample]) -> Batch:
+    count = len(samples)
+    lead = max(len(s.ids) for s in samples)
+    total = lead + max(sum(len(q.ids) for q in s.questions) for s in samples)
+    ids = torch.full((count, total), _tokenizer().pad_token_id)
+    positions = torch.zeros(3, count, total, dtype=torch.long)
+    targets = torch.full((count, total), -100)
+    segments = torch.full((count, total), -1)
+    visual = torch.zeros(count, total, dtype=torch.bool)
+    starts: list[list[int]] = []
+    about: list[tuple[int, ...]] = []
+    flat: dict[str, list[np.ndarray]] = {k: [] for k in ("shape", "color", "action", "share", "onset", "order", "number")}
+    zero = _ids("0")[0]
+    for row, sample in enumerate(samples):
+        length = len(sample.ids)
+        ids[row, :length] = torch.tensor(sample.ids)
+        positions[:, row, :length] = torch.tensor(sample.positions).T
+        segments[row, :length] = 0
+        visual[row, torch.tensor(sample.visual)] = True
+        start = lead
+        starts.append([])
+        for number, question in enumerate(sample.questions, start=1):
+            stop = start + len(question.ids)
+            ids[row, start:stop] = torch.tensor(question.ids)
+            positions[:, row, start:stop] = torch.arange(stop - start) + sample.next_position
+            segments[row, start:stop] = number
+            answer = torch.tensor(question.ids[question.answer_start :])
+            targets[row, start + question.answer_start : stop] = answer
+            starts[-1].append(start)
+            if question.subject >= 0:
+                event = sample.scene.events[question.subject]
+                about.append((
+                    row, start + question.answer_start - 1,
+                    SHAPES.index(event.shape), list(COLORS).index(event.color), ACTIONS.index(event.action),
+                    min(question.subject, 3), zero + sample.offset + event.start_seconds,
+                ))
+            start = stop
+        for name in ("shape", "color", "action", "share", "onset"):
+            flat[name].append(getattr(sample.labels, name)[sample.keep])
+        flat["order"].append(np.minimum(sample.labels.owner[sample.keep] + 1, 4))
+        flat["number"].append(zero + sample.offset + np.nonzero(sample.keep)[0])
+    labels = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in flat.items()}
+    asking, seen = segments[:, lead:, None], segments[:, None, :]
+    causal = torch.arange(lead, total)[:, None] >= torch.arange(total)[None, :]
+    mask = ((asking == seen) | (seen == 0)) & causal
+    return Batch(samples, ids, positions, mask[:, None], lead, starts, torch.tensor(about or torch.zeros(0, 7).tolist(), dtype=torch.long).view(-1, 7), targets, visual, **labels)
+
+
+def block_attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor, *, scaling: float, lead: int, **_: Any
+) -> tuple[Tensor, None]:
+    """Attention of a video and many questions that see the video and themselves but not each other.
+
+    Exactly what each question would compute alone after the video, at the price of one pass.
+    """
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    video = F.scaled_dot_product_attention(q[:, :, :lead], k[:, :, :lead], v[:, :, :lead], is_causal=True, scale=scaling)
+    asked = F.scaled_dot_product_attention(q[:, :, lead:], k, v, attn_mask=attention_mask, scale=scaling)
+    return torch.cat([video, asked], dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register("toy_blocks", block_attention)
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How hard the scenes are at a step: share of the stage that has passed, 0..1."""
+
+    share: float
+    sizes: tuple[tuple[int, int], ...] = ((4, 4),)
+
+    def draw(self, rng: np.random.Generator) -> Scene:
+        most = 1 if self.share < 0.06 else 2 if self.share < 0.15 else 3
+        seconds = int(rng.integers(8, 11)) if self.share < 0.15 else int(rng.integers(12, 18))
+        if self.share > 0.6 and rng.random() < 0.25:
+            seconds = int(rng.integers(16, 33))
+        most = min(most, seconds // 4)
+        events = 0 if rng.random() < 0.04 else int(rng.integers(1, most + 1))
+        if self.share >= 0.15 and rng.random() < 0.3:
+            events = most
+        if self.share > 0.6 and rng.random() < 0.05:
+            events = min(4, seconds // 4)
+        seed = int(rng.integers(TRAINING_SEEDS, 1 << 40))
+        return sample_scene(seed, seconds=seconds, events=events, held_out=False)
+
+
+class Reader(nn.Module):
+    """The language model with the dense heads that exist only while training."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, tap: int = 1) -> None:
+        super().__init__()
+        self.model = model
+        width = model.config.text_config.hidden_size
+        self.onset = nn.Linear(width, 3)
+        self.order = nn.Linear(width, 5)
+        self.number = nn.Linear(width, width, bias=False)
+        self.subject = nn.ModuleList(nn.Linear(width, size) for size in (len(SHAPES), len(COLORS), len(ACTIONS), 4))
+        self.since = nn.Linear(width, width, bias=False)
+        self.caught: dict[str, Tensor] = {}
+        layers = model.model.language_model.layers
+        layers[tap].register_forward_hook(functools.partial(self._catch, "middle"))
+        layers[-2].register_forward_hook(functools.partial(self._catch, "late"))
+
+    def _catch(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.caught[name] = output
+
+    def forward(self, batch: Batch, features: Tensor, deep: list[Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits at the answer positions and the dense losses."""
+        text = self.model.model.language_model
+        embeds = text.embed_tokens(batch.ids)
+        embeds = embeds.masked_scatter(batch.visual[..., None], features.to(embeds.dtype))
+        hidden = text(
+            inputs_embeds=embeds,
+            position_ids=batch.positions,
+            attention_mask=batch.mask,
+            lead=batch.lead,
+            use_cache=False,
+            visual_pos_masks=batch.visual if deep is not None else None,
+            deepstack_visual_embeds=deep,
+        ).last_hidden_state
+        asked = batch.targets[:, 1:] != -100
+        logits = self.model.lm_head(hidden[:, :-1][asked])
+        middle = self.caught["middle"][batch.visual].float()
+        sure = (batch.share >= SURE_SHARE) | (batch.share < SURE_SHARE / 10)
+        losses = {
+            "onset": F.cross_entropy(self.onset(middle[sure]), batch.onset[sure]),
+            "order": F.cross_entropy(self.order(middle[sure]), batch.order[sure]),
+        }
+        seen = (batch.share >= SURE_SHARE).nonzero().squeeze(1)
+        seen = seen[torch.randperm(len(seen))[:96]]
+        table = text.embed_tokens.weight[_ids("0")[0] : _ids("0")[0] + 3600]
+        guess = self.number(middle[seen]) @ table.float().T
+        losses["number"] = F.cross_entropy(guess, batch.number[seen] - _ids("0")[0]) if len(seen) else guess.sum()
+        if len(batch.about):
+            late = self.caught["late"][batch.about[:, 0], batch.about[:, 1]].float()
+            losses["subject"] = sum(
+                (F.cross_entropy(head(late), batch.about[:, 2 + i]) for i, head in enumerate(self.subject)),
+                start=late.new_zeros(()),
+            )
+            losses["since"] = F.cross_entropy(self.since(late) @ table.float().T, batch.about[:, 6] - _ids("0")[0])
+        self.caught.clear()
+        return logits.float(), losses
+
+
+def oracle_features(batch: Batch, width: int, rng: torch.Generator) -> Tensor:
+    """Visual tokens written directly in codes, with noise and with doubt at the edges of shapes."""
+    shape, color, action = (torch.cat([torch.zeros(1, width), table]) for table in codes(width))
+    seen = torch.rand(batch.share.shape, generator=rng) < (batch.share / SURE_SHARE).clamp(0, 1)
+    amount = torch.where(batch.share >= SURE_SHARE, 1.0, batch.share / SURE_SHARE)[:, None]
+    slip = torch.rand(3, len(batch.share), generator=rng) < 0.02
+    parts = []
+    for table, truth, wrong in zip((shape, color, action), (batch.shape, batch.color, batch.action), slip, strict=True):
+        other = torch.randint(1, len(table), truth.shape, generator=rng)
+        parts.append(table[torch.where(wrong & (truth > 0), other, truth)])
+    total = (parts[0] + parts[1] + parts[2]) * amount * seen[:, None]
+    return total + torch.randn(total.shape, generator=rng) * 0.02
+
+
+def answer_loss(batch: Batch, logits: Tensor) -> Tensor:
+    asked = batch.targets[:, 1:]
+    return F.cross_entropy(logits, asked[asked != -100])
+
+
+def exact(batch: Batch, logits: Tensor) -> list[tuple[str, bool]]:
+    """(kind, every token of the answer right) for each question of the batch; equals greedy decoding's exact match."""
+    asked = batch.targets[:, 1:] != -100
+    right = torch.zeros_like(batch.targets, dtype=torch.bool)
+    right[:, 1:][asked] = logits.argmax(-1) == batch.targets[:, 1:][asked]
+    out = []
+    for row, sample in enumerate(batch.samples):
+        for start, question in zip(batch.starts[row], sample.questions, strict=True):
+            out.append((question.kind, bool(right[row, start + question.answer_start : start + len(question.ids)].all())))
+    return out
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def pixels(samples: list[Sample], rows: int, columns: int, size: tuple[int, int]) -> Tensor:
+    """Patches of all frame pairs of all samples, (frames * rows * columns * 4, 3*2*8*8), in merge order."""
+    height, width = size
+    out = []
+    for sample in samples:
+        times = np.arange(sample.scene.seconds * 2) / 2
+        frames = sample.scene.draw(list(times), height=height, width=width)
+        out.append(torch.from_numpy(frames))
+    video = torch.cat(out).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    pairs = len(video) // 2
+    grid = video.view(pairs, 2, 3, rows, 2, 8, columns, 2, 8)
+    return grid.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(pairs * rows * columns * 4, -1)
+
+
+def see(
+    model: Qwen3VLForConditionalGeneration, patches: Tensor, rows: int, columns: int, keep: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Tower features and deepstack rows of the cells of all frame pairs, or of the kept ones only.
+
+    Args:
+        model: the model being trained.
+        patches: of all frame pairs, from ``pixels``.
+        rows: cells from top to bottom.
+        columns: cells from left to right.
+        keep: (cells of all frame pairs,) bool; cells left out never enter the tower.
+    """
+    tower = model.model.visual
+    cells = rows * columns
+    grid = torch.tensor([[1, rows * 2, columns * 2]])
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grid, num_grid_per_side=tower.num_grid_per_side, mode=tower.interpolation_mode,
+        align_corners=tower.interpolation_align_corners, spatial_merge_size=2, kwargs={},
+    )  # fmt: skip
+    places = get_vision_position_ids(grid, 2, kwargs={})
+    patches = patches.view(-1, 4, patches.shape[-1])
+    kept = torch.arange(len(patches)) if keep is None else keep.nonzero().squeeze(1)
+    lengths = [n * 4 for n in torch.bincount(kept // cells, minlength=len(patches) // cells).tolist() if n]
+    cell = kept % cells
+    output = run_tower(
+        tower,
+        patches[kept].flatten(0, 1),
+        interp_indices=indices.view(cells, 4, -1)[cell].flatten(0, 1),
+        interp_weights=weights.view(cells, 4, -1)[cell].flatten(0, 1),
+        position_ids=places.view(cells, 4, -1)[cell].flatten(0, 1),
+        lengths=lengths,
+    )
+    return output.features, list(output.layers)
+
+
+def code_loss(features: Tensor, labels: dict[str, Tensor], width: int) -> tuple[Tensor, dict[str, float]]:
+    """How far the tokens are from the codes of what they show, and how often the nearest code is right."""
+    features = features.float()
+    share = labels["share"]
+    sure = (share >= SURE_SHARE) | (share < SURE_SHARE / 10)
+    features, chosen = features[sure], {k: v[sure] for k, v in labels.items()}
+    loss = features.new_zeros(())
+    target = torch.zeros_like(features)
+    found = {}
+    object_here = chosen["shape"] > 0
+    for name, table in zip(("shape", "color", "action"), codes(width), strict=True):
+        score = features @ table.T * (12 / CODE_NORM**2)
+        score = torch.cat([torch.full_like(score[:, :1], 6.0), score], dim=1)
+        weight = torch.where(object_here, 1.0, 0.25)
+        loss = loss + (F.cross_entropy(score, chosen[name], reduction="none") * weight).sum() / weight.sum()
+        target = target + torch.cat([torch.zeros(1, width), table])[chosen[name]]
+        hit = score.argmax(1) == chosen[name]
+        found[name] = float(hit[object_here].float().mean()) if object_here.any() else 1.0
+    found["empty"] = float((features[~object_here].norm(dim=1) < CODE_NORM / 2).float().mean())
+    return loss + F.mse_loss(features, target) * 20, found
+
+
+def flat_labels(samples: list[Sample]) -> dict[str, Tensor]:
+    return {
+        name: torch.from_numpy(np.concatenate([getattr(s.labels, name).reshape(-1) for s in samples]))
+        for name in ("shape", "color", "action", "share")
+    }
+
+
+# --- stages ---------------------------------------------------------------------------------------------------------
+
+SINCE_WEIGHT = 0.6
+"""Copying a time from far away is what is learnt last; it gets a louder teacher."""
+
+FROZEN_SHARE = 0.5
+"""Part of the joint stage in which the tower stands still: the language model gets used to real features first."""
+
+SIZES = (((4, 4), (64, 64)), ((4, 4), (64, 64)), ((3, 4), (48, 64)), ((3, 5), (48, 80)))
+"""((rows, columns), (height, width)): square frames half of the time, 4:3 and 16:9 the rest."""
+
+
+def initial_model() -> Qwen3VLForConditionalGeneration:
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(build_config(_tokenizer()))
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.normal_(0, 0.08)
+        for merger in model.model.visual.deepstack_merger_list:
+            merger.linear_fc2.weight.zero_()
+            merger.linear_fc2.bias.zero_()
+    model.model.language_model.set_attn_implementation("toy_blocks")
+    model.train()
+    return model
+
+
+def schedule(step: int, steps: int, peak: float, warm: int = 150) -> float:
+    """Linear warm-up, flat, then a fall to a twentieth over the last 30 %."""
+    if step < warm:
+        return peak * (step + 1) / warm
+    tail = 0.7 * steps
+    if step < tail:
+        return peak
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - tail) / (steps - tail))))
+
+
+class Run:
+    """One stage's optimiser, checkpoint and log."""
+
+    def __init__(self, out: Path, stage: str, modules: dict[str, nn.Module], steps: int, peak: float) -> None:
+        self.path = out / f"{stage}.pt"
+        self.log_path = out / f"{stage}.jsonl"
+        self.modules, self.steps, self.peak = modules, steps, peak
+        matrices, vectors = [], []
+        for module in modules.values():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    (matrices if parameter.ndim >= 2 else vectors).append(parameter)
+        matrices, vectors = list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
+        groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
+        self.parameters = matrices + vectors
+        self.step = 0
+        out.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            fresh = [module.load_state_dict(state[name], strict=False).missing_keys for name, module in modules.items()]
+            if not any(fresh):  # a checkpoint from before a head was added loses only the optimiser's state
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+
+    def update(self, loss: Tensor) -> None:
+        rate = schedule(self.step, self.steps, self.peak)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+
+    def save(self) -> None:
+        state: dict[str, Any] = {name: module.state_dict() for name, module in self.modules.items()}
+        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step}
+        part = self.path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.path)
+
+    def log(self, **values: Any) -> None:
+        line = json.dumps({"step": self.step, "time": round(time.time()), **values})
+        with self.log_path.open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+def draw_samples(
+    step: int, count: int, *, share: float, seed: int, rows: int = 4, columns: int = 4
+) -> Iterator[Sample]:
+    """New scenes for one step, as hard as the curriculum has them at this share of the stage."""
+    rng = np.random.default_rng((seed, step))
+    level = Curriculum(share)
+    for _ in range(count):
+        yield build_sample(level.draw(rng), rng, rows=rows, columns=columns, plain=False)
+
+
+def train_tower(out: Path, steps: int, clips: int) -> None:
+    """Stage ``tower``."""
+    model = initial_model()
+    width = model.config.text_config.hidden_size
+    tower = model.model.visual
+    run = Run(out, "tower", {"tower": tower}, steps, 2e-3)
+    sums: dict[str, float] = {}
+    while run.step < steps:
+        rng = np.random.default_rng((11, run.step))
+        (rows, columns), size = SIZES[int(rng.integers(len(SIZES)))]
+        samples = [
+            build_sample(
+                sample_scene(
+                    int(rng.integers(TRAINING_SEEDS, 1 << 40)),
+                    seconds=8, events=2, held_out=False,
+                ),
+                rng, rows=rows, columns=columns, plain=True,
+            )
+            for _ in range(clips)
+        ]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features, _ = see(model, pixels(samples, rows, columns, size), rows, columns)
+        loss, found = code_loss(features, flat_labels(samples), width)
+        run.update(loss)
+        for key, value in {"loss": float(loss.detach()), **found}.items():
+            sums[key] = sums.get(key, 0.0) + value
+        if run.step % 50 == 0:
+            run.log(**{k: round(v / 50, 4) for k, v in sums.items()})
+            sums = {}
+        if run.step % 500 == 0 or run.step == steps:
+            run.save()
+
+
+def train_language(out: Path, steps: int, clips: int) -> None:
+    """Stage ``language``."""
+    model = initial_model()
+    width = model.config.text_config.hidden_size
+    for parameter in model.model.visual.parameters():
+        parameter.requires_grad_(False)
+    reader = Reader(model)
+    run = Run(out, "language", {"reader": reader}, steps, 1.5e-3)
+    tally: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    sums: dict[str, float] = {}
+    while run.step < steps:
+        torch.manual_seed(run.step)
+        batch = collate(list(draw_samples(run.step, clips, share=run.step / steps, seed=23)))
+        features = oracle_features(batch, width, torch.Generator().manual_seed(run.step))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, dense = reader(batch, features, None)
+        answer = answer_loss(batch, logits)
+        run.update(answer + 0.3 * sum(dense.values()) + SINCE_WEIGHT * dense.get("since", 0))
+        _note(tally, sums, batch, logits, answer, dense)
+        if run.step % 50 == 0:
+            _report(run, tally, sums, 50)
+        if run.step % 250 == 0 or run.step == steps:
+            run.save()
+
+
+def train_joint(out: Path, steps: int, clips: int) -> None:
+    """Stage ``joint``; starts from the other two stages' checkpoints."""
+    model = initial_model()
+    width = model.config.text_config.hidden_size
+    reader = Reader(model)
+    if not (out / "joint.pt").exists():
+        reader.load_state_dict(torch.load(out / "language.pt", weights_only=True)["reader"], strict=False)
+        model.model.visual.load_state_dict(torch.load(out / "tower.pt", weights_only=True)["tower"])
+    run = Run(out, "joint", {"reader": reader}, steps, 8e-4)
+    tally: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    sums: dict[str, float] = {}
+    while run.step < steps:
+        torch.manual_seed(run.step)
+        rng = np.random.default_rng((31, run.step))
+        (rows, columns), size = SIZES[int(rng.integers(len(SIZES)))]
+        share = max(run.step / steps, 0.2)
+        samples = list(draw_samples(run.step, clips, share=share, seed=37, rows=rows, columns=columns))
+        batch = collate(samples)
+        kept = torch.from_numpy(np.concatenate([s.keep.reshape(-1) for s in samples]))
+        labels = flat_labels(samples)
+        before_tower = rng.random() < 0.6  # cells leave before the tower (run lengths) or after it (density pruning)
+        learning = run.step >= FROZEN_SHARE * steps
+        patches = pixels(samples, rows, columns, size)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.set_grad_enabled(learning):
+                features, deep = see(model, patches, rows, columns, kept if before_tower else None)
+            if before_tower:
+                labels = {name: values[kept] for name, values in labels.items()}
+            else:
+                whole, features, deep = features, features[kept], [layer[kept] for layer in deep]
+            logits, dense = reader(batch, features, deep)
+        seen, found = code_loss(features if before_tower else whole, labels, width)
+        answer = answer_loss(batch, logits)
+        run.update(answer + 0.2 * sum(dense.values()) + SINCE_WEIGHT * dense.get("since", 0) + 0.1 * seen)
+        _note(tally, sums, batch, logits, answer, dense)
+        for key, value in found.items():
+            sums[f"seen_{key}"] = sums.get(f"seen_{key}", 0.0) + value
+        if run.step % 50 == 0:
+            _report(run, tally, sums, 50)
+        if run.step % 100 == 0 or run.step == steps:
+            run.save()
+
+
+def _note(
+    tally: dict[str, list[bool]], sums: dict[str, float], batch: Batch, logits: Tensor, answer: Tensor,
+    dense: dict[str, Tensor],
+) -> None:
+    for kind, right in exact(batch, logits):
+        tally[kind].append(right)
+    for key, value in {"answer": answer, **dense}.items():
+        sums[key] = sums.get(key, 0.0) + float(value.detach())
+
+
+def _report(run: Run, tally: dict[str, list[bool]], sums: dict[str, float], count: int) -> None:
+    every = [right for rights in tally.values() for right in rights]
+    run.log(
+        exact=round(sum(every) / max(len(every), 1), 3),
+        **{kind: round(sum(r) / len(r), 2) for kind, r in tally.items() if r},
+        **{key: round(value / count, 4) for key, value in sums.items()},
+    )
+    for rights in tally.values():
+        rights.clear()
+    sums.clear()
+
+
+def export(out: Path, folder: Path) -> None:
+    """Write the checkpoint folder from the ``joint`` stage, weights as float16 on disk."""
+    from safetensors.torch import save_file
+
+    model = initial_model()
+    reader = Reader(model)
+    reader.load_state_dict(torch.load(out / "joint.pt", weights_only=True)["reader"])
+    write_files(folder)
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
+    parser.add_argument("--stage", choices=("tower", "language", "joint", "export", "all"), default="all")
+    parser.add_argument("--steps", type=int, help="steps of the stage (defaults: 3000, 6000, 4000)")
+    parser.add_argument("--clips", type=int, default=16, help="scenes in a step")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--export", type=Path, help="where the checkpoint folder is written")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.stage in ("tower", "all"):
+        train_tower(args.out, args.steps or 3000, args.clips)
+    if args.stage in ("language", "all"):
+        train_language(args.out, args.steps or 6000, args.clips)
+    if args.stage in ("joint", "all"):
+        train_joint(args.out, args.steps or 4000, args.clips)
+    if args.stage in ("export", "all") and args.export:
+        export(args.out, args.export)
+
+
+if __name__ == "__main__":
+    main()
