@@ -95,14 +95,27 @@ def _tokenizer() -> Any:
     return build_tokenizer()
 
 
+LONG_SECONDS = 36
+"""Scenes longer than this are laid out as recall would leave them, and not asked what cannot be told from that."""
+
+WHOLE_STORY = ("what_happens", "count")
+
+
 def keep_mask(labels: Labels, rng: np.random.Generator) -> np.ndarray:
     """Which cells stay, as a reduction would leave them: everything, a random part, or what changed."""
     frames = labels.owner.shape[0]
     keep = np.ones(labels.owner.shape, dtype=bool)
     mode = rng.random()
-    if mode < 0.35:
+    if frames > LONG_SECONDS:
+        change = np.ones(keep.shape, dtype=bool)
+        change[1:] = labels.owner[1:] != labels.owner[:-1]
+        change |= (labels.action > 0) & (labels.action <= len(ACTIONS) - 1) & (labels.share > 0.05)
+        keep = (change & (rng.random(keep.shape) < rng.uniform(0.6, 1.0))) | (rng.random(keep.shape) < rng.uniform(0, 0.05))
+        empty = (labels.owner < 0).reshape(frames, -1).all(1)
+        keep[empty & (rng.random(frames) < rng.uniform(0.5, 1.0))] = False
+    elif mode < 0.35:
         return keep
-    if mode < 0.6:
+    elif mode < 0.6:
         ratio = rng.uniform(0.15, 0.9)
         keep = rng.random(keep.shape) < ratio
         keep |= (labels.owner >= 0) & (rng.random(keep.shape) < 0.5)
@@ -111,7 +124,7 @@ def keep_mask(labels: Labels, rng: np.random.Generator) -> np.ndarray:
         change[1:] = (labels.owner[1:] != labels.owner[:-1]) | (np.abs(labels.share[1:] - labels.share[:-1]) > 0.04)
         change |= (labels.action > 0) & (labels.action <= len(ACTIONS) - 1) & (labels.share > 0.05)
         keep = change | (rng.random(keep.shape) < rng.uniform(0, 0.3))
-    if rng.random() < 0.3:
+    if frames <= LONG_SECONDS and rng.random() < 0.3:
         empty = (labels.owner < 0).reshape(frames, -1).all(1)
         keep[empty & (rng.random(frames) < rng.uniform(0.2, 1.0))] = False
     # whatever is asked about must remain visible: the clearest cell of each event's first pair and of one other
@@ -185,6 +198,8 @@ def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: 
         clock += 1
     asked = []
     for item in ask_all(scene, seed=None if plain else int(rng.integers(1 << 30))):
+        if scene.seconds > LONG_SECONDS and item.kind in WHOLE_STORY:
+            continue
         answer = item.answer
         if item.kind == "when":
             answer = f"at {int(answer.split()[1]) + offset} seconds"
@@ -307,6 +322,13 @@ class Curriculum:
             events = min(4, seconds // 4)
         seed = int(rng.integers(TRAINING_SEEDS, 1 << 40))
         return sample_scene(seed, seconds=seconds, events=events, held_out=False)
+
+    @staticmethod
+    def draw_long(rng: np.random.Generator) -> Scene:
+        """A minute or two with many events, of which recall leaves a part: what long memories look like."""
+        seconds = int(rng.integers(40, 121))
+        seed = int(rng.integers(TRAINING_SEEDS, 1 << 40))
+        return sample_scene(seed, seconds=seconds, events=int(rng.integers(4, 11)), held_out=False)
 
 
 class Reader(nn.Module):
@@ -484,6 +506,9 @@ def flat_labels(samples: list[Sample]) -> dict[str, Tensor]:
 SINCE_WEIGHT = 0.6
 """Copying a time from far away is what is learnt last; it gets a louder teacher."""
 
+LONG_SHARE = 0.2
+"""Part of the joint steps that show long scenes."""
+
 FROZEN_SHARE = 0.5
 """Part of the joint stage in which the tower stands still: the language model gets used to real features first."""
 
@@ -564,13 +589,14 @@ class Run:
 
 
 def draw_samples(
-    step: int, count: int, *, share: float, seed: int, rows: int = 4, columns: int = 4
+    step: int, count: int, *, share: float, seed: int, rows: int = 4, columns: int = 4, long: bool = False
 ) -> Iterator[Sample]:
     """New scenes for one step, as hard as the curriculum has them at this share of the stage."""
     rng = np.random.default_rng((seed, step))
     level = Curriculum(share)
     for _ in range(count):
-        yield build_sample(level.draw(rng), rng, rows=rows, columns=columns, plain=False)
+        scene = level.draw_long(rng) if long else level.draw(rng)
+        yield build_sample(scene, rng, rows=rows, columns=columns, plain=False)
 
 
 def train_tower(out: Path, steps: int, clips: int) -> None:
@@ -647,11 +673,13 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
         rng = np.random.default_rng((31, run.step))
         (rows, columns), size = SIZES[int(rng.integers(len(SIZES)))]
         share = max(run.step / steps, 0.2)
-        samples = list(draw_samples(run.step, clips, share=share, seed=37, rows=rows, columns=columns))
+        long = rng.random() < LONG_SHARE
+        count = clips // 2 if long else clips
+        samples = list(draw_samples(run.step, count, share=share, seed=37, rows=rows, columns=columns, long=long))
         batch = collate(samples)
         kept = torch.from_numpy(np.concatenate([s.keep.reshape(-1) for s in samples]))
         labels = flat_labels(samples)
-        before_tower = rng.random() < 0.6  # cells leave before the tower (run lengths) or after it (density pruning)
+        before_tower = long or rng.random() < 0.6  # cells leave before the tower (run lengths) or after it (density pruning)
         learning = run.step >= FROZEN_SHARE * steps
         patches = pixels(samples, rows, columns, size)
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -49,12 +49,20 @@ def write(
     rotation: int = 0,
     kind: str | None = None,
     first: int = 0,
+    noise: int = 0,
 ) -> Path:
     """Pictures ``first``, ``first + 1``, ... at the given seconds; the last one stays for ``last``."""
     tick = Fraction(1, 1000)
     stamps = [round(Fraction(time).limit_denominator(1000) / tick) for time in times]
     stays = {a: b - a for a, b in zip(stamps, [*stamps[1:], stamps[-1] + round(Fraction(last) / tick)], strict=True)}
-    settings = {"crf": "10", "preset": "ultrafast", "g": str(gop), "bf": str(bframes), "threads": "1", **(options or {})}
+    settings = {
+        "crf": "10",
+        "preset": "ultrafast",
+        "g": str(gop),
+        "bf": str(bframes),
+        "threads": "1",
+        **(options or {}),
+    }
     with av.open(str(path), "w", format=kind, container_options=dict(container or {})) as file:
         stream = file.add_stream(codec, rate=25, options=settings if codec == "libx264" else dict(options or {}))
         stream.height, stream.width = size
@@ -63,7 +71,10 @@ def write(
         if rotation:
             stream.set_display_rotation(rotation)
         for k, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(picture(first + k, size), format="rgb24")
+            image = picture(first + k, size)
+            if noise:
+                image += np.random.default_rng(k).integers(0, noise, image.shape, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = stamp, tick
             _mux(file, stream.encode(frame), stays, tick)
         _mux(file, stream.encode(None), stays, tick)

@@ -137,7 +137,10 @@ def test_a_picture_from_before_the_span_takes_the_start_of_the_span() -> None:
 
 def test_every_picture_once_without_a_rate() -> None:
     frames = list(FakeSource(at(0, 0.5, 0.6, 9), Fraction(1)).frames(Sampling(start=0.55, stop=9)))
-    assert [(f.pts, f.duration) for f in frames] == [(Fraction(11, 20), Fraction(1, 20)), (Fraction(3, 5), Fraction(42, 5))]
+    assert [(f.pts, f.duration) for f in frames] == [
+        (Fraction(11, 20), Fraction(1, 20)),
+        (Fraction(3, 5), Fraction(42, 5)),
+    ]
 
 
 @pytest.mark.parametrize("known", [True, False])

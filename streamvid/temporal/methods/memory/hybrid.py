@@ -16,23 +16,34 @@ class Hybrid(MemoryMethod):
     """Spend most of the budget where the question points, the rest on everything else.
 
     If all remembered tokens fit the budget, all are given.  Otherwise, in this order:
-    the last ``recent_share`` of the budget goes to the newest spans, whole; ``relevant_share``
-    to the spans most similar to the question, chosen one after another by maximal marginal
-    relevance (a span like one already chosen counts less), each with its neighbours, whole; what
-    is left is dealt out evenly over the remaining spans, best tokens first, so that no part of
-    the timeline is blank.  Without a question vector the relevant share is dealt out too.
+    ``recent_share`` of the budget goes to the newest spans, whole; ``relevant_share`` to the spans
+    most similar to the question, chosen one after another by maximal marginal relevance (a span
+    like one already chosen counts less), each with its neighbours, whole; what is left is a gist
+    of the rest: evenly spaced spans, ``gist_tokens`` of the best tokens of each.
+
+    A question may point somewhere clearly: some spans are then far more similar to it than spans
+    usually are.  In that case only those that stand out count as relevant and the gist is held to
+    ``gist_share``, even if the budget is not used up: more context than a question needs makes
+    answers worse, not better.  A question about everything ("what happens?") points nowhere and
+    uses the whole budget; so does recall without a question vector.
 
     Args:
         relevant_share: 0..1; larger gives fewer spans more detail.
         recent_share: 0..1; larger keeps more of the end of the video.
+        gist_share: 0..1 of the budget spent on the rest when the question points somewhere.
+        gist_tokens: tokens of each span of the gist, >= 1; fewer touch more of the timeline.
         diversity: 0..1 weight of being unlike what was already chosen; 0 is relevance alone.
         neighbours: spans on either side of a chosen one that come with it, so that events are not cut.
+        pointing: standard deviations above the mean from which on the best span stands out.
     """
 
     relevant_share: float = 0.65
     recent_share: float = 0.1
+    gist_share: float = 0.15
+    gist_tokens: int = 16
     diversity: float = 0.2
     neighbours: int = 1
+    pointing: float = 2.5
 
     paper = "ours; marginal relevance after Carbonell and Goldstein, SIGIR 1998"
 
@@ -42,30 +53,42 @@ class Hybrid(MemoryMethod):
         if int(stored.sum()) <= budget:
             return stored.clone()
         given = torch.zeros_like(stored)
-        left = self._whole(given, stored, range(len(stored) - 1, -1, -1), int(budget * self.recent_share))
-        left += budget - int(budget * self.recent_share)
-        if signals.question is not None:
+        recent = int(budget * self.recent_share)
+        left = budget - recent + self._whole(given, stored, range(len(stored) - 1, -1, -1), recent)
+        if signals.question is not None and memory.keys.shape[-1]:
+            similarity = relevance(memory, signals.question)
+            standing_out = self._standing_out(similarity)
             share = min(left, int(budget * self.relevant_share))
-            left = left - share + self._relevant(given, memory, signals.question, share)
-        self._deal(given, stored, left)
+            left += self._relevant(given, memory, similarity, standing_out, share) - share
+            if standing_out is not None:
+                left = min(left, int(budget * self.gist_share))
+        self._gist(given, stored, left)
         return given
 
-    def _relevant(self, given: Tensor, memory: MemoryView, question: Tensor, share: int) -> int:
+    def _standing_out(self, similarity: Tensor) -> Tensor | None:
+        """(S,) bool, or None if the question points nowhere."""
+        if len(similarity) < 8:
+            return None
+        best, mean = float(similarity.max()), float(similarity.mean())
+        if best - mean < self.pointing * float(similarity.std()):
+            return None
+        middle = float(similarity.median())
+        return similarity >= middle + 0.5 * (best - middle)
+
+    def _relevant(
+        self, given: Tensor, memory: MemoryView, similarity: Tensor, standing_out: Tensor | None, share: int
+    ) -> int:
         """Give whole spans by marginal relevance; returns what is left of the share."""
-        similarity = relevance(memory, question)
         mean = memory.keys.sum(1)
         mean = mean / mean.norm(dim=1, keepdim=True).clamp_min(1e-6)
         closest = torch.zeros(len(similarity))
-        open_ = torch.ones(len(similarity), dtype=torch.bool)
-        spread = float(similarity.max() - similarity.min()) or 1.0
-        for _ in range(len(similarity)):
-            if share <= 0:
-                break
-            merit = (similarity - similarity.min()) / spread * (1 - self.diversity) - closest * self.diversity
-            best = int(merit.masked_fill(~open_, float("-inf")).argmax())
-            if not bool(open_[best]):
-                break
-            open_[best] = False
+        waiting = torch.ones(len(similarity), dtype=torch.bool) if standing_out is None else standing_out.clone()
+        low = float(similarity.min())
+        spread = float(similarity.max()) - low or 1.0
+        while share > 0 and bool(waiting.any()):
+            merit = (similarity - low) / spread * (1 - self.diversity) - closest * self.diversity
+            best = int(merit.masked_fill(~waiting, float("-inf")).argmax())
+            waiting[best] = False
             closest = torch.maximum(closest, mean @ mean[best])
             order = [best, *(best + step * sign for step in range(1, self.neighbours + 1) for sign in (-1, 1))]
             share = self._whole(given, memory.tokens, [i for i in order if 0 <= i < len(given)], share)
@@ -82,22 +105,19 @@ class Hybrid(MemoryMethod):
             share -= more
         return share
 
-    @staticmethod
-    def _deal(given: Tensor, stored: Tensor, left: int) -> None:
-        """Deal out what is left evenly among spans that still have tokens to give."""
+    def _gist(self, given: Tensor, stored: Tensor, left: int) -> None:
+        """Give evenly spaced spans their best tokens until the share is spent."""
         while left > 0:
             room = stored - given
             takers = (room > 0).nonzero().squeeze(1)
             if not len(takers):
                 return
-            each = left // len(takers)
-            if each == 0:
-                places = torch.linspace(0, len(takers) - 1, left).round().long()
-                given[takers[places]] += 1
-                return
-            more = room[takers].clamp_max(each)
-            given[takers] += more
-            left -= int(more.sum())
+            count = max(1, min(len(takers), left // self.gist_tokens))
+            chosen = takers[torch.linspace(0, len(takers) - 1, count).round().long()]
+            for index in chosen.tolist():
+                more = min(int(room[index]), self.gist_tokens, left)
+                given[index] += more
+                left -= more
 
 
 def relevance(memory: MemoryView, question: Tensor) -> Tensor:
