@@ -1,0 +1,1 @@
+"""Memory for video language models."""

@@ -28,7 +28,9 @@ class Budget:
                 f"a budget is either tokens or keep_ratio, got tokens={self.tokens} and keep_ratio={self.keep_ratio}"
             )
         if self.tokens is not None and self.tokens < 1:
-            raise SettingsError(f"a budget must be at least 1 token, got {self.tokens}; to keep everything leave it out")
+            raise SettingsError(
+                f"a budget must be at least 1 token, got {self.tokens}; to keep everything leave it out"
+            )
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise SettingsError(
                 f"keep_ratio must be in (0, 1], got {self.keep_ratio}; to keep everything leave the method out"
@@ -63,4 +65,6 @@ class Limits:
                 "a typical budget is 500 to 8000"
             )
         if self.disk_bytes is not None and self.disk_bytes < 1:
-            raise SettingsError(f"the disk limit must be at least 1 byte, got {self.disk_bytes}; leave it out for no limit")
+            raise SettingsError(
+                f"the disk limit must be at least 1 byte, got {self.disk_bytes}; leave it out for no limit"
+            )

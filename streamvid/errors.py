@@ -38,9 +38,7 @@ class MissingExtra(SettingsError):
     """An optional package is needed; the message is the exact install line."""
 
     def __init__(self, package: str, *, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed; install it with: pip install -c constraints.txt -e '.[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed; install it with: pip install -c constraints.txt -e '.[{extra}]'")
 
 
 class BankError(StreamvidError):

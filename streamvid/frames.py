@@ -53,7 +53,9 @@ class Clip:
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
             raise ValueError(f"pixels must be (F, H, W, 3) uint8, got {self.pixels.shape = } {self.pixels.dtype = }")
         if not len(self.pts) == len(self.durations) == len(self.pixels):
-            raise ValueError(f"{len(self.pixels)} frames need as many times, got {len(self.pts)} and {len(self.durations)}")
+            raise ValueError(
+                f"{len(self.pixels)} frames need as many times, got {len(self.pts)} and {len(self.durations)}"
+            )
         if any(b <= a for a, b in zip(self.pts, self.pts[1:], strict=False)):
             raise ValueError(f"frame times must rise, got {[float(p) for p in self.pts]}")
 

@@ -108,7 +108,11 @@ class Receipt:
             f"({self.effective_fps:.2f} fps, longest gap {self.longest_gap_seconds:.2f} s), {given} "
             f"({self.tokens_remembered:,} remembered)",
             f"cache: {self.cache}, key {self.key}; {self.model}; {seconds:.2f} s"
-            + (f" ({', '.join(f'{c.name} {c.seconds:.2f}' for c in self.stages if c.seconds >= 0.005)})" if seconds else ""),
+            + (
+                f" ({', '.join(f'{c.name} {c.seconds:.2f}' for c in self.stages if c.seconds >= 0.005)})"
+                if seconds
+                else ""
+            ),
         ]
         lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)

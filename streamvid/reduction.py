@@ -109,7 +109,9 @@ class Reduction:
         """Any sparse matrix, as coordinate triples; every output needs at least one entry, weights are positive.
 
         Args:
-            rows: (K,) int64 outputs, columns: (K,) int64 inputs, weights: (K,) float.
+            rows: (K,) int64 output of each entry.
+            columns: (K,) int64 input of each entry.
+            weights: (K,) float, > 0.
             num_inputs: N.
             num_outputs: M.
             features: (M, D) outputs computed afresh (by a learned module); the matrix then only says
@@ -238,7 +240,9 @@ class Reduction:
         if second.num_inputs != self.num_outputs:
             raise ValueError(f"cannot chain: {self.num_outputs} outputs into {second.num_inputs} inputs")
         if self.keep is not None and second.keep is not None:
-            return Reduction(self.num_inputs, keep=self.keep[second.keep.to(self.keep.device)], num_outputs=len(second.keep))
+            return Reduction(
+                self.num_inputs, keep=self.keep[second.keep.to(self.keep.device)], num_outputs=len(second.keep)
+            )
         features = second.features
         if features is None and self.features is not None:
             features = second.apply(self.features)

@@ -222,7 +222,7 @@ class Session:
             UnsupportedError: if the question alone does not fit the model.
         """
         if not question.strip():
-            raise SettingsError("the question is empty; ask something like: streamvid ask video.mp4 \"what happens?\"")
+            raise SettingsError('the question is empty; ask something like: streamvid ask video.mp4 "what happens?"')
         began = time.perf_counter()
         spans = self.bank.spans(source.id)
         memory = self.bank.view(source.id)
@@ -255,7 +255,11 @@ class Session:
             if on_text is not None:
                 on_text(piece)
         text = "".join(pieces).strip()
-        receipt.prompt_tokens, receipt.new_tokens, receipt.stopped = stats.prompt_tokens, stats.new_tokens, stats.stopped
+        receipt.prompt_tokens, receipt.new_tokens, receipt.stopped = (
+            stats.prompt_tokens,
+            stats.new_tokens,
+            stats.stopped,
+        )
         receipt.tokens_last_layer = stats.visual_tokens_last_layer
         prefill, decode = receipt.stage("prefill"), receipt.stage("decode")
         prefill.seconds += stats.prefill_seconds
@@ -278,11 +282,13 @@ class Session:
             raise UnsupportedError(
                 f"the question takes {fixed} tokens and {self.adapter.info.name} reads {room}; shorten the question"
             )
-        # a frame with a single token left costs its time stamp too: count on the worst case of one stamp per eight tokens
+        # a frame with a single token left costs its time stamp too: count on one stamp per eight tokens
         share = 1 + self.adapter.prompt_overhead(1) / 8
         most = max(1, int((room - fixed) / share))
         if self.limits.answer_tokens > most:
-            receipt.warn(f"the budget of {self.limits.answer_tokens} tokens was lowered to {most}, what the model can read")
+            receipt.warn(
+                f"the budget of {self.limits.answer_tokens} tokens was lowered to {most}, what the model can read"
+            )
         return min(self.limits.answer_tokens, most)
 
 
@@ -292,7 +298,8 @@ def importance(features: Tensor) -> Tensor:
         return torch.zeros(0)
     rows = features.float()
     away = (rows - rows.mean(0)).norm(dim=1).cpu()
-    return away / away.mean().clamp_min(1e-12)
+    share: Tensor = away / away.mean().clamp_min(1e-12)
+    return share
 
 
 def peak_rss_bytes() -> int:
@@ -305,7 +312,7 @@ def _moments(parts: Sequence[VideoTokens], keys: Sequence[Tensor]) -> list[Momen
     """The frames the given tokens belong to, each with its key."""
     out = []
     for part, rows in zip(parts, keys, strict=True):
-        for frame in part.position[:, 0].unique().tolist():
+        for frame in torch.unique(part.position[:, 0]).tolist():
             first = int((part.position[:, 0] == frame).nonzero()[0])
             start = float(part.pts_seconds[first])
             key = rows[frame] if frame < len(rows) and bool(rows[frame].any()) else None

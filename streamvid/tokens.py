@@ -48,7 +48,9 @@ class VideoTokens:
             if len(getattr(self, name)) != count:
                 raise ValueError(f"{name} must have {count} rows like features, got {len(getattr(self, name))}")
         if self.features.ndim != 2 or self.position.shape != (count, 3):
-            raise ValueError(f"features must be (N, D) and position (N, 3), got {self.features.shape}, {self.position.shape}")
+            raise ValueError(
+                f"features must be (N, D) and position (N, 3), got {self.features.shape}, {self.position.shape}"
+            )
         if any(layer.shape != self.features.shape for layer in self.layers):
             raise ValueError(f"layers must have the shape of features {tuple(self.features.shape)}")
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from streamvid_pipelines.ask import AskVideo, Request, open_ask
 
 from streamvid.errors import SettingsError
 from streamvid_cli import options, render
+from streamvid_pipelines.ask import AskVideo, Request, open_ask
+
+DEFAULTS = Request()
 
 
 def ask(
@@ -26,13 +28,15 @@ def ask(
     max_frames: options.MaxFrames = None,
     start: options.From = None,
     stop: options.To = None,
-    reduce: options.Reduce = Request().reduce,
-    recall: options.Recall = Request().recall,
-    budget: options.BudgetTokens = Request().budget,
-    max_new_tokens: options.MaxNewTokens = Request().max_new_tokens,
+    reduce: options.Reduce = DEFAULTS.reduce,
+    recall: options.Recall = DEFAULTS.recall,
+    budget: options.BudgetTokens = DEFAULTS.budget,
+    max_new_tokens: options.MaxNewTokens = DEFAULTS.max_new_tokens,
     memory: options.Memory = None,
     disk: options.DiskGigabytes = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what is remembered of this video and watch it again.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget what is remembered of this video and watch it again.")
+    ] = False,
     no_toy: Annotated[bool, typer.Option("--no-toy", help="Fail rather than let the toy model stand in.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads for the models. Default: all cores.")] = None,
     json: options.Json = False,
@@ -45,11 +49,24 @@ def ask(
     receipt go to stderr.
     """
     request = Request(
-        model=model, embedder=embedder, device=device, dtype=dtype, fps=fps, max_frames=max_frames,
-        start_seconds=seconds(start, "--from"), stop_seconds=seconds(stop, "--to"), reduce=reduce, recall=recall,
-        budget=budget, max_new_tokens=max_new_tokens, memory=memory,
-        disk_bytes=None if disk is None else int(disk * 1e9), fresh=fresh, toy_allowed=not no_toy, threads=threads,
-    )  # fmt: skip
+        model=model,
+        embedder=embedder,
+        device=device,
+        dtype=dtype,
+        fps=fps,
+        max_frames=max_frames,
+        start_seconds=seconds(start, "--from"),
+        stop_seconds=seconds(stop, "--to"),
+        reduce=reduce,
+        recall=recall,
+        budget=budget,
+        max_new_tokens=max_new_tokens,
+        memory=memory,
+        disk_bytes=None if disk is None else int(disk * 1e9),
+        fresh=fresh,
+        toy_allowed=not no_toy,
+        threads=threads,
+    )
     asked = list(questions or [])
     for question in asked:
         if not question.strip():
@@ -67,7 +84,10 @@ def ask(
         finally:
             watching.done()
         if asked:
-            answers = [_one(opened, question, json=json, explain=explain, quiet=quiet, many=len(asked) > 1) for question in asked]
+            answers = [
+                _one(opened, question, json=json, explain=explain, quiet=quiet, many=len(asked) > 1)
+                for question in asked
+            ]
             if json:
                 render.emit_json(answers[0] if len(answers) == 1 else answers)
             return

@@ -22,7 +22,12 @@ PIECES = (
     ("av", "av", "reads video files", "pip install -c constraints.txt -e '.[cpu]'"),
     ("faiss", "faiss-cpu", "searches large memories fast", "pip install -c constraints.txt -e '.[cpu]'"),
     ("decord", "decord", "another decoder, x86 only", "pip install -c constraints.txt -e '.[cpu,decord]'"),
-    ("torchcodec", "torchcodec", "a faster decoder where FFmpeg is installed", "pip install -c constraints.txt -e '.[cpu,torchcodec]'"),
+    (
+        "torchcodec",
+        "torchcodec",
+        "a faster decoder where FFmpeg is installed",
+        "pip install -c constraints.txt -e '.[cpu,torchcodec]'",
+    ),
 )
 
 
@@ -32,7 +37,9 @@ def doctor(json: options.Json = False) -> None:
     if json:
         render.emit_json(report)
         return
-    typer.echo(f"streamvid {report['streamvid']}, Python {report['python']}, {report['platform']}, {report['cores']} cores")
+    typer.echo(
+        f"streamvid {report['streamvid']}, Python {report['python']}, {report['platform']}, {report['cores']} cores"
+    )
     for piece in report["packages"]:
         if piece["version"]:
             typer.echo(f"  ok       {piece['package']} {piece['version']}: {piece['gives']}")
@@ -50,37 +57,67 @@ def doctor(json: options.Json = False) -> None:
 def examine() -> dict[str, Any]:
     """Everything ``doctor`` finds, as plain values."""
     packages = [
-        {"package": package, "version": _version(package) or _version("faiss-gpu" if module == "faiss" else package),
-         "gives": gives, "install": install, "importable": importlib.util.find_spec(module) is not None}
+        {
+            "package": package,
+            "version": _version(package) or _version("faiss-gpu" if module == "faiss" else package),
+            "gives": gives,
+            "install": install,
+            "importable": importlib.util.find_spec(module) is not None,
+        }
         for module, package, gives, install in PIECES
-    ]  # fmt: skip
+    ]
     devices = [{"name": "cpu", "gigabytes": checkpoints.memory_gigabytes("cpu")}]
     for index in range(torch.cuda.device_count()):
         name = f"cuda:{index} ({torch.cuda.get_device_name(index)})"
         devices.append({"name": name, "gigabytes": checkpoints.memory_gigabytes(f"cuda:{index}")})
     if torch.backends.mps.is_available():
         devices.append({"name": "mps", "gigabytes": checkpoints.memory_gigabytes("mps")})
-    models = [{"name": "toy", "here": (checkpoints.toy_folder() / "model.safetensors").is_file(), "note": "bundled; coloured shapes only"}]
+    models = [
+        {
+            "name": "toy",
+            "here": (checkpoints.toy_folder() / "model.safetensors").is_file(),
+            "note": "bundled; coloured shapes only",
+        }
+    ]
     for known in checkpoints.KNOWN:
         here = checkpoints.cached(known.repository) is not None
-        note = "in the cache, works offline" if here else f"{known.gigabytes} GB to download, wants {known.memory_gigabytes} GB"
+        note = (
+            "in the cache, works offline"
+            if here
+            else f"{known.gigabytes} GB to download, wants {known.memory_gigabytes} GB"
+        )
         models.append({"name": known.repository, "here": here, "note": note})
     for repository in checkpoints.EMBEDDERS:
         here = checkpoints.cached(repository) is not None
         models.append({"name": repository, "here": here, "note": "finds moments for a question"})
     advice = []
     if not any(m["here"] for m in models if m["name"] not in ("toy", *checkpoints.EMBEDDERS)):
-        advice.append(f"no pretrained model is here: `hf download {checkpoints.KNOWN[0].repository}` fetches the smallest")
+        advice.append(
+            f"no pretrained model is here: `hf download {checkpoints.KNOWN[0].repository}` fetches the smallest"
+        )
     if not any(m["here"] for m in models if m["name"] in checkpoints.EMBEDDERS):
-        advice.append(f"no image-text encoder is here, recall goes by time alone: `hf download {checkpoints.EMBEDDERS[0]}`")
+        advice.append(
+            f"no image-text encoder is here, recall goes by time alone: `hf download {checkpoints.EMBEDDERS[0]}`"
+        )
     folder = default_folder()
     there = folder if folder.exists() else next(p for p in folder.parents if p.exists())
-    note = ("exists" if folder.exists() else "will be made") if os.access(there, os.W_OK) else "NOT WRITABLE; set STREAMVID_MEMORY"
+    note = (
+        ("exists" if folder.exists() else "will be made")
+        if os.access(there, os.W_OK)
+        else "NOT WRITABLE; set STREAMVID_MEMORY"
+    )
     return {
-        "streamvid": _version("streamvid"), "python": platform.python_version(), "platform": platform.platform(),
-        "executable": sys.executable, "cores": os.cpu_count(), "packages": packages, "devices": devices, "models": models,
-        "memory": {"folder": str(folder), "note": note}, "advice": advice,
-    }  # fmt: skip
+        "streamvid": _version("streamvid"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "cores": os.cpu_count(),
+        "packages": packages,
+        "devices": devices,
+        "models": models,
+        "memory": {"folder": str(folder), "note": note},
+        "advice": advice,
+    }
 
 
 def _version(package: str) -> str | None:

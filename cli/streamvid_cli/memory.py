@@ -33,7 +33,15 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
         render.show_table(
             ("id", "name", "state", "length", "tokens", "MB", "key"),
             [
-                (str(r["id"]), r["name"], r["state"], clock(r["seconds"]), f"{r['tokens']:,}", f"{r['bytes'] / 1e6:.2f}", r["key"])
+                (
+                    str(r["id"]),
+                    r["name"],
+                    r["state"],
+                    clock(r["seconds"]),
+                    f"{r['tokens']:,}",
+                    f"{r['bytes'] / 1e6:.2f}",
+                    r["key"],
+                )
                 for r in rows
             ],
         )
@@ -57,7 +65,18 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
         if json:
             render.emit_json(row)
             return
-        for name in ("id", "name", "path", "state", "seconds", "tokens", "bytes", "megabytes_per_hour", "key", "made_with"):
+        for name in (
+            "id",
+            "name",
+            "path",
+            "state",
+            "seconds",
+            "tokens",
+            "bytes",
+            "megabytes_per_hour",
+            "key",
+            "made_with",
+        ):
             typer.echo(f"{name}: {row[name]}")
         typer.echo("spans (seconds, tokens):")
         for span in spans:
@@ -79,8 +98,13 @@ def rm(which: Which, memory: options.Memory = None, json: options.Json = False) 
 
 def _row(source: SourceRecord) -> dict[str, Any]:
     return {
-        "id": source.id, "name": source.name, "path": source.path, "state": source.state.value,
+        "id": source.id,
+        "name": source.name,
+        "path": source.path,
+        "state": source.state.value,
         "seconds": float(source.duration if source.duration is not None else source.stop or 0),
-        "tokens": source.tokens, "bytes": source.num_bytes, "key": source.key.short,
+        "tokens": source.tokens,
+        "bytes": source.num_bytes,
+        "key": source.key.short,
         "created": source.created.isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,9 @@ from streamvid.temporal.methods.base import Method
 from streamvid.temporal.methods.registry import methods
 from streamvid_cli import options, render
 
-app = typer.Typer(help="Token-reduction methods: what there is, what each does and can be set to.", no_args_is_help=True)
+app = typer.Typer(
+    help="Token-reduction methods: what there is, what each does and can be set to.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -22,7 +24,10 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of the README.")] = False,
 ) -> None:
     """List all methods, in the order of the stages data passes."""
-    rows = [(name, cls.stage.value, idea(cls), cls.paper, "yes" if cls.causal else "per clip") for name, cls in methods().items()]
+    rows = [
+        (name, cls.stage.value, idea(cls), cls.paper, "yes" if cls.causal else "per clip")
+        for name, cls in methods().items()
+    ]
     if json:
         render.emit_json([_described(name, cls) for name, cls in methods().items()])
     elif markdown:
@@ -43,7 +48,9 @@ def show(name: Annotated[str, typer.Argument(help="Id of the method.")], json: o
     if json:
         render.emit_json(described)
         return
-    typer.echo(f"{name} ({described['stage']})\n\n{inspect.cleandoc(known[name].__doc__ or '')}\n\npaper: {described['paper']}")
+    typer.echo(
+        f"{name} ({described['stage']})\n\n{inspect.cleandoc(known[name].__doc__ or '')}\n\npaper: {described['paper']}"
+    )
     needs = described["needs"]
     typer.echo(f"needs: {', '.join(needs) if needs else 'nothing but tokens'}; positions: {described['positions']}")
     typer.echo("settings:")
@@ -56,13 +63,20 @@ def idea(cls: type[Method]) -> str:
     return inspect.cleandoc(cls.__doc__ or "").splitlines()[0].rstrip(".")
 
 
-def _described(name: str, cls: type[Method]) -> dict[str, object]:
-    settings = {}
+def _described(name: str, cls: type[Method]) -> dict[str, Any]:
+    settings: dict[str, object] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.init:
             value = field.default if field.default is not dataclasses.MISSING else None
             settings[field.name] = value if isinstance(value, str | int | float | bool | type(None)) else repr(value)
     return {
-        "id": name, "stage": cls.stage.value, "idea": idea(cls), "paper": cls.paper, "needs": sorted(n.value for n in cls.needs),
-        "causal": cls.causal, "weights": cls.weights, "positions": cls.positions.value, "settings": settings,
-    }  # fmt: skip
+        "id": name,
+        "stage": cls.stage.value,
+        "idea": idea(cls),
+        "paper": cls.paper,
+        "needs": sorted(n.value for n in cls.needs),
+        "causal": cls.causal,
+        "weights": cls.weights,
+        "positions": cls.positions.value,
+        "settings": settings,
+    }

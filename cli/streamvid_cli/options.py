@@ -30,7 +30,8 @@ Dtype = Annotated[
     str, typer.Option(help="Weights: auto (as the checkpoint says, float32 on a CPU), float32, bfloat16 or float16.")
 ]
 Fps = Annotated[
-    float | None, typer.Option(help="Frames a second to look at; more sees more and costs more. Default: the model's own.")
+    float | None,
+    typer.Option(help="Frames a second to look at; more sees more and costs more. Default: the model's own."),
 ]
 MaxFrames = Annotated[
     int | None, typer.Option(help="Never more frames than this; the rate is lowered to fit. Default: the model's own.")

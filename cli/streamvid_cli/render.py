@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from streamvid_pipelines.ask import Progress
 
 from streamvid.query.evidence import citation, clock
 from streamvid.receipt import Receipt
 from streamvid.session import Answer
+from streamvid_pipelines.ask import Progress
 
 PLAIN_SECONDS = 5.0
 """Time between two progress lines where there is no terminal to redraw."""
@@ -92,7 +92,9 @@ def show_receipt(receipt: Receipt, *, explain: bool) -> None:
     for cost in receipt.stages:
         table.add_row(cost.name, f"{cost.seconds:.3f}", f"{cost.tokens_in:,}", f"{cost.tokens_out:,}")
     console.print(table)
-    spans = Table("span", "similarity", "tokens given", "of stored", "", title="what the model read", title_justify="left")
+    spans = Table(
+        "span", "similarity", "tokens given", "of stored", "", title="what the model read", title_justify="left"
+    )
     for span in receipt.spans:
         spans.add_row(
             f"{clock(span.start_seconds)}-{clock(span.stop_seconds)}",
@@ -106,8 +108,8 @@ def show_receipt(receipt: Receipt, *, explain: bool) -> None:
         settings = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method")
         console.print(f"method {method['method']}: {settings}", markup=False)
     console.print(
-        f"{receipt.frames_decoded} pictures decoded, {receipt.frames_encoded} of {receipt.frames_sampled} sampled frames "
-        f"encoded in this run; prompt {receipt.prompt_tokens} tokens, answer {receipt.new_tokens}; "
+        f"{receipt.frames_decoded} pictures decoded, {receipt.frames_encoded} of {receipt.frames_sampled} sampled "
+        f"frames encoded in this run; prompt {receipt.prompt_tokens} tokens, answer {receipt.new_tokens}; "
         f"{receipt.tokens_last_layer} visual tokens in the last layer; memory {receipt.memory_bytes / 1e6:.2f} MB; "
         f"peak RSS {receipt.peak_rss_bytes / 1e6:.0f} MB",
         markup=False,

@@ -75,7 +75,13 @@ class Score:
 
 
 def run(
-    scenes: Iterable[tuple[Scene, list[Question]]], request: Request, loaded: Loaded, folder: Path, *, size: int, fps: int
+    scenes: Iterable[tuple[Scene, list[Question]]],
+    request: Request,
+    loaded: Loaded,
+    folder: Path,
+    *,
+    size: int,
+    fps: int,
 ) -> Score:
     """Render, watch and ask every scene."""
     score = Score()
@@ -176,11 +182,18 @@ def main() -> None:
         jobs = {
             "all": ("keep all", request, seeds, False),
             "quarter": ("rlt, fastvid at 25 %", replace(request, reduce=QUARTER), seeds, False),
-            "held-out": ("held-out pairs, keep all", request, range(FIRST_SEED, FIRST_SEED + max(1, args.clips // 3)), True),
+            "held-out": (
+                "held-out pairs, keep all",
+                request,
+                range(FIRST_SEED, FIRST_SEED + max(1, args.clips // 3)),
+                True,
+            ),
         }
         for part, (title, asked, chosen, held_out) in jobs.items():
             if part in parts:
-                columns[title] = run(asked_scenes(chosen, held_out=held_out), asked, loaded, folder, size=args.size, fps=10)
+                columns[title] = run(
+                    asked_scenes(chosen, held_out=held_out), asked, loaded, folder, size=args.size, fps=10
+                )
                 report[part] = columns[title].to_dict()
                 print(f"{title}: {columns[title].share():.3f} after {time.time() - began:.0f} s", file=sys.stderr)
                 for wrong in columns[title].wrong[: args.wrong]:
@@ -194,7 +207,13 @@ def main() -> None:
                 for recall in ("hybrid", "uniform", "recent"):
                     asked = replace(request, reduce=request.reduce if recall != "hybrid" else Request().reduce)
                     score = needle(
-                        range(FIRST_SEED, FIRST_SEED + args.needles), kind, recall, loaded, folder, asked, args.minutes * 60
+                        range(FIRST_SEED, FIRST_SEED + args.needles),
+                        kind,
+                        recall,
+                        loaded,
+                        folder,
+                        asked,
+                        args.minutes * 60,
                     )
                     found[f"{kind}/{recall}"] = score.to_dict()
                     cells.append(f"{score.share() * 100:.1f} %")

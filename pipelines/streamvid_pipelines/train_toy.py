@@ -110,7 +110,9 @@ def keep_mask(labels: Labels, rng: np.random.Generator) -> np.ndarray:
         change = np.ones(keep.shape, dtype=bool)
         change[1:] = labels.owner[1:] != labels.owner[:-1]
         change |= (labels.action > 0) & (labels.action <= len(ACTIONS) - 1) & (labels.share > 0.05)
-        keep = (change & (rng.random(keep.shape) < rng.uniform(0.6, 1.0))) | (rng.random(keep.shape) < rng.uniform(0, 0.05))
+        keep = (change & (rng.random(keep.shape) < rng.uniform(0.6, 1.0))) | (
+            rng.random(keep.shape) < rng.uniform(0, 0.05)
+        )
         empty = (labels.owner < 0).reshape(frames, -1).all(1)
         keep[empty & (rng.random(frames) < rng.uniform(0.5, 1.0))] = False
     elif mode < 0.35:
@@ -223,7 +225,7 @@ class Batch:
     starts: list[list[int]]
     """Where each question of each sample starts."""
     about: Tensor
-    """(A, 7) int64: sample, place just before the answer, and the subject's shape, colour, action, order, time token."""
+    """(A, 7) int64: sample, place just before the answer; the subject's shape, colour, action, order, time token."""
     targets: Tensor
     visual: Tensor
     """(B, L) bool."""
@@ -238,6 +240,7 @@ class Batch:
 
 
 def collate(samples: list[Sample]) -> Batch:
+    """Pad samples to one length and gather the labels of their kept cells."""
     count = len(samples)
     lead = max(len(s.ids) for s in samples)
     total = lead + max(sum(len(q.ids) for q in s.questions) for s in samples)
@@ -248,7 +251,9 @@ def collate(samples: list[Sample]) -> Batch:
     visual = torch.zeros(count, total, dtype=torch.bool)
     starts: list[list[int]] = []
     about: list[tuple[int, ...]] = []
-    flat: dict[str, list[np.ndarray]] = {k: [] for k in ("shape", "color", "action", "share", "onset", "order", "number")}
+    flat: dict[str, list[np.ndarray]] = {
+        k: [] for k in ("shape", "color", "action", "share", "onset", "order", "number")
+    }
     zero = _ids("0")[0]
     for row, sample in enumerate(samples):
         length = len(sample.ids)
@@ -268,11 +273,17 @@ def collate(samples: list[Sample]) -> Batch:
             starts[-1].append(start)
             if question.subject >= 0:
                 event = sample.scene.events[question.subject]
-                about.append((
-                    row, start + question.answer_start - 1,
-                    SHAPES.index(event.shape), list(COLORS).index(event.color), ACTIONS.index(event.action),
-                    min(question.subject, 3), zero + sample.offset + event.start_seconds,
-                ))
+                about.append(
+                    (
+                        row,
+                        start + question.answer_start - 1,
+                        SHAPES.index(event.shape),
+                        list(COLORS).index(event.color),
+                        ACTIONS.index(event.action),
+                        min(question.subject, 3),
+                        zero + sample.offset + event.start_seconds,
+                    )
+                )
             start = stop
         for name in ("shape", "color", "action", "share", "onset"):
             flat[name].append(getattr(sample.labels, name)[sample.keep])
@@ -282,7 +293,18 @@ def collate(samples: list[Sample]) -> Batch:
     asking, seen = segments[:, lead:, None], segments[:, None, :]
     causal = torch.arange(lead, total)[:, None] >= torch.arange(total)[None, :]
     mask = ((asking == seen) | (seen == 0)) & causal
-    return Batch(samples, ids, positions, mask[:, None], lead, starts, torch.tensor(about or torch.zeros(0, 7).tolist(), dtype=torch.long).view(-1, 7), targets, visual, **labels)
+    return Batch(
+        samples,
+        ids,
+        positions,
+        mask[:, None],
+        lead,
+        starts,
+        torch.tensor(about or torch.zeros(0, 7).tolist(), dtype=torch.long).view(-1, 7),
+        targets,
+        visual,
+        **labels,
+    )
 
 
 def block_attention(
@@ -294,7 +316,9 @@ def block_attention(
     """
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-    video = F.scaled_dot_product_attention(q[:, :, :lead], k[:, :, :lead], v[:, :, :lead], is_causal=True, scale=scaling)
+    video = F.scaled_dot_product_attention(
+        q[:, :, :lead], k[:, :, :lead], v[:, :, :lead], is_causal=True, scale=scaling
+    )
     asked = F.scaled_dot_product_attention(q[:, :, lead:], k, v, attn_mask=attention_mask, scale=scaling)
     return torch.cat([video, asked], dim=2).transpose(1, 2), None
 
@@ -310,6 +334,7 @@ class Curriculum:
     sizes: tuple[tuple[int, int], ...] = ((4, 4),)
 
     def draw(self, rng: np.random.Generator) -> Scene:
+        """A scene as hard as the curriculum has them now."""
         most = 1 if self.share < 0.06 else 2 if self.share < 0.15 else 3
         seconds = int(rng.integers(8, 11)) if self.share < 0.15 else int(rng.integers(12, 18))
         if self.share > 0.6 and rng.random() < 0.25:
@@ -337,7 +362,7 @@ class Reader(nn.Module):
     def __init__(self, model: Qwen3VLForConditionalGeneration, tap: int = 1) -> None:
         super().__init__()
         self.model = model
-        width = model.config.text_config.hidden_size
+        width = text_width(model)
         self.onset = nn.Linear(width, 3)
         self.order = nn.Linear(width, 5)
         self.number = nn.Linear(width, width, bias=False)
@@ -404,6 +429,7 @@ def oracle_features(batch: Batch, width: int, rng: torch.Generator) -> Tensor:
 
 
 def answer_loss(batch: Batch, logits: Tensor) -> Tensor:
+    """Cross-entropy over all answer tokens."""
     asked = batch.targets[:, 1:]
     return F.cross_entropy(logits, asked[asked != -100])
 
@@ -416,7 +442,9 @@ def exact(batch: Batch, logits: Tensor) -> list[tuple[str, bool]]:
     out = []
     for row, sample in enumerate(batch.samples):
         for start, question in zip(batch.starts[row], sample.questions, strict=True):
-            out.append((question.kind, bool(right[row, start + question.answer_start : start + len(question.ids)].all())))
+            out.append(
+                (question.kind, bool(right[row, start + question.answer_start : start + len(question.ids)].all()))
+            )
     return out
 
 
@@ -495,6 +523,7 @@ def code_loss(features: Tensor, labels: dict[str, Tensor], width: int) -> tuple[
 
 
 def flat_labels(samples: list[Sample]) -> dict[str, Tensor]:
+    """Labels of all cells of all samples, flat, in the order of ``pixels``."""
     return {
         name: torch.from_numpy(np.concatenate([getattr(s.labels, name).reshape(-1) for s in samples]))
         for name in ("shape", "color", "action", "share")
@@ -516,7 +545,13 @@ SIZES = (((4, 4), (64, 64)), ((4, 4), (64, 64)), ((3, 4), (48, 64)), ((3, 5), (4
 """((rows, columns), (height, width)): square frames half of the time, 4:3 and 16:9 the rest."""
 
 
+def text_width(model: Qwen3VLForConditionalGeneration) -> int:
+    """Hidden size of the language model."""
+    return int(model.model.language_model.embed_tokens.weight.shape[1])
+
+
 def initial_model() -> Qwen3VLForConditionalGeneration:
+    """The model before any training; deepstack adds nothing yet."""
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(build_config(_tokenizer()))
     with torch.no_grad():
@@ -546,7 +581,8 @@ class Run:
         self.path = out / f"{stage}.pt"
         self.log_path = out / f"{stage}.jsonl"
         self.modules, self.steps, self.peak = modules, steps, peak
-        matrices, vectors = [], []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
         for module in modules.values():
             for parameter in module.parameters():
                 if parameter.requires_grad:
@@ -565,6 +601,7 @@ class Run:
             self.step = state["step"]
 
     def update(self, loss: Tensor) -> None:
+        """One optimiser step."""
         rate = schedule(self.step, self.steps, self.peak)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -575,6 +612,7 @@ class Run:
         self.step += 1
 
     def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
         state: dict[str, Any] = {name: module.state_dict() for name, module in self.modules.items()}
         state |= {"optimizer": self.optimizer.state_dict(), "step": self.step}
         part = self.path.with_suffix(".part")
@@ -582,6 +620,7 @@ class Run:
         part.replace(self.path)
 
     def log(self, **values: Any) -> None:
+        """Append a line to the log and print it."""
         line = json.dumps({"step": self.step, "time": round(time.time()), **values})
         with self.log_path.open("a") as file:
             file.write(line + "\n")
@@ -602,7 +641,7 @@ def draw_samples(
 def train_tower(out: Path, steps: int, clips: int) -> None:
     """Stage ``tower``."""
     model = initial_model()
-    width = model.config.text_config.hidden_size
+    width = text_width(model)
     tower = model.model.visual
     run = Run(out, "tower", {"tower": tower}, steps, 2e-3)
     sums: dict[str, float] = {}
@@ -613,9 +652,14 @@ def train_tower(out: Path, steps: int, clips: int) -> None:
             build_sample(
                 sample_scene(
                     int(rng.integers(TRAINING_SEEDS, 1 << 40)),
-                    seconds=8, events=2, held_out=False,
+                    seconds=8,
+                    events=2,
+                    held_out=False,
                 ),
-                rng, rows=rows, columns=columns, plain=True,
+                rng,
+                rows=rows,
+                columns=columns,
+                plain=True,
             )
             for _ in range(clips)
         ]
@@ -635,7 +679,7 @@ def train_tower(out: Path, steps: int, clips: int) -> None:
 def train_language(out: Path, steps: int, clips: int) -> None:
     """Stage ``language``."""
     model = initial_model()
-    width = model.config.text_config.hidden_size
+    width = text_width(model)
     for parameter in model.model.visual.parameters():
         parameter.requires_grad_(False)
     reader = Reader(model)
@@ -660,7 +704,7 @@ def train_language(out: Path, steps: int, clips: int) -> None:
 def train_joint(out: Path, steps: int, clips: int) -> None:
     """Stage ``joint``; starts from the other two stages' checkpoints."""
     model = initial_model()
-    width = model.config.text_config.hidden_size
+    width = text_width(model)
     reader = Reader(model)
     if not (out / "joint.pt").exists():
         reader.load_state_dict(torch.load(out / "language.pt", weights_only=True)["reader"], strict=False)
@@ -679,7 +723,9 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
         batch = collate(samples)
         kept = torch.from_numpy(np.concatenate([s.keep.reshape(-1) for s in samples]))
         labels = flat_labels(samples)
-        before_tower = long or rng.random() < 0.6  # cells leave before the tower (run lengths) or after it (density pruning)
+        before_tower = (
+            long or rng.random() < 0.6
+        )  # cells leave before the tower (run lengths) or after it (density pruning)
         learning = run.step >= FROZEN_SHARE * steps
         patches = pixels(samples, rows, columns, size)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -703,7 +749,11 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
 
 
 def _note(
-    tally: dict[str, list[bool]], sums: dict[str, float], batch: Batch, logits: Tensor, answer: Tensor,
+    tally: dict[str, list[bool]],
+    sums: dict[str, float],
+    batch: Batch,
+    logits: Tensor,
+    answer: Tensor,
     dense: dict[str, Tensor],
 ) -> None:
     for kind, right in exact(batch, logits):
@@ -732,11 +782,14 @@ def export(out: Path, folder: Path) -> None:
     reader = Reader(model)
     reader.load_state_dict(torch.load(out / "joint.pt", weights_only=True)["reader"])
     write_files(folder)
-    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--stage", choices=("tower", "language", "joint", "export", "all"), default="all")

@@ -88,7 +88,11 @@ def texts(rng: np.random.Generator, count: int, shown: np.ndarray) -> tuple[list
         if mode < 0.5:
             kinds = ("direction", "after", "when", "is_there")
             options = WORDINGS[kinds[int(rng.integers(4))]]
-            text = options[int(rng.integers(len(options)))].format(name=" ".join(names)) if rng.random() < 0.75 else " ".join(names)
+            text = (
+                options[int(rng.integers(len(options)))].format(name=" ".join(names))
+                if rng.random() < 0.75
+                else " ".join(names)
+            )
             named.append((color, shape))
         elif mode < 0.7:
             options = WORDINGS["color"]
@@ -145,7 +149,17 @@ def train(out: Path, steps: int) -> None:
         hits.append((float((score[label] > 0).float().mean()), float((score[~label] < 0).float().mean())))
         if (step + 1) % 100 == 0:
             recent = np.nanmean(np.array(hits[-100:]), axis=0)
-            print(json.dumps({"step": step + 1, "loss": round(float(loss.detach()), 4), "fits": round(float(recent[0]), 3), "others": round(float(recent[1]), 3)}), flush=True)
+            print(
+                json.dumps(
+                    {
+                        "step": step + 1,
+                        "loss": round(float(loss.detach()), 4),
+                        "fits": round(float(recent[0]), 3),
+                        "others": round(float(recent[1]), 3),
+                    }
+                ),
+                flush=True,
+            )
         if (step + 1) % 500 == 0 or step + 1 == steps:
             save(model, words, out)
 
@@ -157,7 +171,11 @@ def save(model: CLIPModel, words: PreTrainedTokenizerFast, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(out)
     model.config.save_pretrained(out)
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, out / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v.half().contiguous() for k, v in model.state_dict().items()},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     image = {
         "image_processor_type": "CLIPImageProcessor", "size": {"height": SIDE, "width": SIDE}, "image_mean": MEAN,
         "image_std": STD, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_center_crop": False,

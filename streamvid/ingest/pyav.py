@@ -7,6 +7,7 @@ that change, packets that fail, headers that lie.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -33,8 +34,10 @@ from streamvid.ingest.files import why_unreadable
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
 from streamvid.ingest.source import Source, SourceInfo
 
-_JUMP_SECONDS = 1
-"""Times that fall by more than this are a new clock, by less a misplaced picture."""
+_FALL_SECONDS = 1
+_LEAP_SECONDS = 10
+"""A time that falls or leaps by more than this waits for the next one: either that
+confirms it (a new clock, a long still picture) or the time was damaged."""
 
 _READ_ATTEMPTS = 16
 """Reads that may fail one after another before the rest of a file is given up."""
@@ -288,6 +291,7 @@ class PyavPictures(Pictures):
         self._key: Fraction | None = None
         self._found_key = False
         self._tried = film.start
+        self._troubles = 0
         self._given: Fraction | None = None
         self._forget_clock()
 
@@ -308,21 +312,16 @@ class PyavPictures(Pictures):
             goal, self._goal = self._goal, None
             self._jump(goal)
         while True:
-            troubles = self.stats.skipped + self.stats.damaged
-            frame = next(self._frames, None)
-            picture = self._place(frame) if frame is not None else None
-            if self._landing is not None:
-                damaged = self.stats.skipped + self.stats.damaged > troubles
-                lost = frame is None and not self._found_key
-                if damaged or lost or (picture is not None and not self._landed(picture.pts)):
-                    self._read_again()
-                    continue
-            if frame is None:
+            picture = self._next_placed()
+            if self._landing is not None and not self._landed(picture):
+                self._read_again()
+                continue
+            if picture is None:
                 self.close()
                 raise StopIteration
-            if picture is None or (self._given is not None and picture.pts <= self._given):
-                continue
-            if self._key is not None and picture.pts < self._key:
+            if (self._given is not None and picture.pts <= self._given) or (
+                self._key is not None and picture.pts < self._key
+            ):
                 continue
             self._given = picture.pts
             if self._landing is not None and picture.pts > self._landing:
@@ -350,40 +349,69 @@ class PyavPictures(Pictures):
         self._last: Fraction | None = None
         self._interval: Fraction | None = None
         self._offset = Fraction(0)
+        self._ready: deque[PyavPicture] = deque()
+        self._held: tuple[VideoFrame, Fraction] | None = None
 
-    def _place(self, frame: VideoFrame) -> PyavPicture | None:
-        """The frame with its time, or None if it is not to be shown."""
+    def _next_placed(self) -> PyavPicture | None:
+        """The next picture that has a credible time; None at the end."""
+        while not self._ready:
+            frame = next(self._frames, None)
+            if frame is not None:
+                self._place(frame)
+            elif self._held is not None:
+                held, self._held = self._held, None
+                self._commit(*held)
+            else:
+                return None
+        return self._ready.popleft()
+
+    def _place(self, frame: VideoFrame) -> None:
+        """Find the frame's time; what is shown goes to the pictures that are ready."""
         self.stats.decoded += 1
         if frame.is_corrupt and not self._film.show_damaged:
             self.stats.damaged += 1
-            return None
+            return
         base = frame.time_base or Fraction(0)
         stamps = (frame.dts, frame.pts) if self._film.by_dts else (frame.pts, frame.dts)
         stamp = stamps[0] if stamps[0] is not None else stamps[1]
-        step = self._film.step
         if stamp is None or not base:
             self.stats.untimed += 1
-            pts = self._last + step if self._last is not None else Fraction(0)
+            time = self._last + self._film.step - self._offset if self._last is not None else Fraction(0)
         else:
-            pts = stamp * base + self._offset
-            if self._last is not None and pts <= self._last:
-                if self._last - pts <= _JUMP_SECONDS:
-                    self.stats.misplaced += 1
-                    return None
-                self.stats.jumps += 1
-                self._offset += self._last + step - pts
-                pts = self._last + step
-                self._jumps = False
+            time = stamp * base
+        if self._held is not None and self._last is not None:
+            held, self._held = self._held, None
+            if self._last < time + self._offset <= self._last + _LEAP_SECONDS:
+                self.stats.misplaced += 1
+            else:
+                self._commit(*held)
+        if self._last is not None:
+            step = time + self._offset - self._last
+            if step < -_FALL_SECONDS or step > _LEAP_SECONDS:
+                self._held = frame, time
+                return
+        self._commit(frame, time)
+
+    def _commit(self, frame: VideoFrame, time: Fraction) -> None:
+        pts = time + self._offset
+        if self._last is not None and pts <= self._last:
+            if self._last - pts <= _FALL_SECONDS:
+                self.stats.misplaced += 1
+                return
+            self.stats.jumps += 1
+            self._jumps = False
+            self._offset += self._last + self._film.step - pts
+            pts = time + self._offset
         if self._last is not None:
             self._interval = pts - self._last
         self._last = pts
-        return PyavPicture(frame, pts, self._stay(frame, pts, base), self)
+        self._ready.append(PyavPicture(frame, pts, self._stay(frame, pts), self))
 
-    def _stay(self, frame: VideoFrame, pts: Fraction, base: Fraction) -> Fraction:
+    def _stay(self, frame: VideoFrame, pts: Fraction) -> Fraction:
         """How long the picture stays if it is the last: as it says, else as the file does, else as the one before."""
         timed = frame.pts is not None or frame.dts is not None
-        if timed and frame.duration > 0 and base:
-            return frame.duration * base
+        if timed and frame.duration > 0 and frame.time_base:
+            return frame.duration * frame.time_base
         if self._film.end is not None and self._film.end > pts:
             return self._film.end - pts
         return self._interval or self._film.step
@@ -411,10 +439,15 @@ class PyavPictures(Pictures):
         self._landing = goal
         self._key = None
         self._found_key = False
-        self._last = self._interval = None
+        self._troubles = self.stats.skipped + self.stats.damaged
+        self._forget_clock()
 
-    def _landed(self, pts: Fraction) -> bool:
-        """Whether the first pictures after a jump are those the index promised."""
+    def _landed(self, picture: PyavPicture | None) -> bool:
+        """Whether what comes after a jump is what the index promised: its key frame first, then nothing broken."""
+        if self.stats.skipped + self.stats.damaged > self._troubles:
+            return False
+        if picture is None or self._found_key:
+            return self._found_key
         if self._key is None:
             first = self._decoder.first if self._decoder is not None else None
             if first is None or not first.is_keyframe or first.pts is None:
@@ -422,10 +455,9 @@ class PyavPictures(Pictures):
             self._key = first.pts * first.time_base
             if self._landing is None or self._key > self._landing:
                 return False
-        if pts < self._key or self._found_key:
-            return True  # leading pictures of an open group belong to the time before the key frame
-        self._found_key = pts == self._key
-        return self._found_key
+        # Leading pictures of an open group belong to the time before the key frame and are not shown.
+        self._found_key = picture.pts == self._key
+        return picture.pts <= self._key
 
     def _read_again(self) -> None:
         """Leave a jump that cannot be trusted: from the start in order, up to where we were."""
@@ -556,11 +588,23 @@ def _end_of(packets: Iterator[Packet[VideoStream]], step: Fraction) -> Fraction 
     last = before = None
     stay: int | None = None
     base = Fraction(0)
+    leap: Packet[VideoStream] | None = None
     for packet in packets:
-        if packet.pts is not None and (last is None or packet.pts > last):
-            last, before, stay, base = packet.pts, last, packet.duration, packet.time_base
-        elif packet.pts is not None and packet.pts != last and (before is None or packet.pts > before):
+        if packet.pts is None:
+            continue
+        base = packet.time_base
+        if last is not None and leap is None and (packet.pts - last) * base > _LEAP_SECONDS:
+            leap = packet  # to be believed if the next one is near it
+            continue
+        if leap is not None and leap.pts is not None and abs(packet.pts - leap.pts) * base <= _LEAP_SECONDS:
+            last, before, stay = leap.pts, last, leap.duration
+        leap = None
+        if last is None or packet.pts > last:
+            last, before, stay = packet.pts, last, packet.duration
+        elif packet.pts != last and (before is None or packet.pts > before):
             before = packet.pts
+    if leap is not None and leap.pts is not None:
+        last, before, stay = leap.pts, last, leap.duration
     if last is None:
         return None
     if stay:

@@ -169,7 +169,9 @@ def _named(model: str, say: Callable[[str], None]) -> Found:
 
 def _whole(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise errors.SettingsError(f"{folder} holds no config.json; a checkpoint folder has config, weights and tokenizer")
+        raise errors.SettingsError(
+            f"{folder} holds no config.json; a checkpoint folder has config, weights and tokenizer"
+        )
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise errors.SettingsError(f"{folder} holds no weights (*.safetensors); was the download finished?")
     return folder
@@ -177,7 +179,7 @@ def _whole(folder: Path) -> Path:
 
 def _download(repository: str, size: str, say: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "on", "ON", "yes", "YES"):
         raise errors.UnsupportedError(f"{repository} is not in the local cache and HF_HUB_OFFLINE forbids to fetch it")
@@ -187,7 +189,9 @@ def _download(repository: str, size: str, say: Callable[[str], None]) -> Path:
         return Path(snapshot_download(repository, etag_timeout=5))
     except Exception as error:  # noqa: BLE001 - the hub's client raises whatever its transport raises
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise errors.UnsupportedError(f"{repository} is not in the local cache and could not be fetched: {reason}") from None
+        raise errors.UnsupportedError(
+            f"{repository} is not in the local cache and could not be fetched: {reason}"
+        ) from None
 
 
 def load(found: Found, *, device: str, dtype: str) -> Adapter:
@@ -231,7 +235,9 @@ def find_embedder(name: str, *, model: str, device: str) -> Embedder | None:
     elif name != "auto":
         found = Path(name).expanduser() if Path(name).expanduser().is_dir() else cached(name)
         if found is None:
-            raise errors.SettingsError(f"there is no embedder {name!r} in the local cache; {errors.near(name, EMBEDDERS)}")
+            raise errors.SettingsError(
+                f"there is no embedder {name!r} in the local cache; {errors.near(name, EMBEDDERS)}"
+            )
         folder = found
     else:
         there = [(repository, cached(repository)) for repository in EMBEDDERS]
@@ -249,9 +255,9 @@ def _without_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -75,7 +75,7 @@ class DualEncoder(Embedder):
     def frames(self, pixels: Tensor) -> Tensor:
         """Frames -> (F, Dk) float32, unit length; frames are stretched to the tower's square."""
         out = []
-        for part in pixels.split(self.FRAMES_AT_ONCE):
+        for part in torch.split(pixels, self.FRAMES_AT_ONCE):
             image = part.to(self.device).permute(0, 3, 1, 2).contiguous()
             image = F.interpolate(image, (self.height, self.width_pixels), mode="bicubic", antialias=True)
             mean, std = self.mean.to(self.device), self.std.to(self.device)

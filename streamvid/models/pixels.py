@@ -135,7 +135,7 @@ class PixelSettings:
         """
         pixels = frames.permute(0, 3, 1, 2)
         if tuple(pixels.shape[-2:]) != size:
-            # On uint8: interpolating in float and rounding afterwards is off by one grey level in a fifth of the values.
+            # On uint8: interpolating in float and rounding afterwards is off by one level in a fifth of the values.
             pixels = F.interpolate(pixels.contiguous(), size=size, mode="bicubic", antialias=True, align_corners=False)
         if short := -len(pixels) % self.temporal_patch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(short, -1, -1, -1)])
@@ -164,9 +164,7 @@ class PixelSettings:
         return grid.reshape(-1, channels * time * patch * patch)
 
 
-def tubelet_times(
-    pts: Sequence[Any], interval: Any, tubelet: int
-) -> list[tuple[Any, Any]]:
+def tubelet_times(pts: Sequence[Any], interval: Any, tubelet: int) -> list[tuple[Any, Any]]:
     """When each temporal patch starts and stops: until the next one starts, the last for its own frames.
 
     Args:

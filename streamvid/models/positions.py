@@ -16,7 +16,8 @@ def interleaved(visual: Tensor, frame: Tensor, row: Tensor, column: Tensor, exte
     Args:
         visual: (L,) bool, where visual tokens stand.
         frame: (N,) int64 frame of each visual token, rising by runs.
-        row: (N,) int64, column: (N,) int64 in the frame's full grid.
+        row: (N,) int64 row of each visual token in the frame's full grid.
+        column: (N,) int64 column of each.
         extent: the larger side of that grid.
 
     Returns:

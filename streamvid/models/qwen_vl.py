@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -86,7 +86,8 @@ class Qwen3VL(Adapter):
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=wanted, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         pixels = PixelSettings.load(folder)
-        return cls(model.to(device), tokenizer, pixels, name=name, fingerprint=fingerprint(folder))
+        model = cast(Any, model).to(device)
+        return cls(model, tokenizer, pixels, name=name, fingerprint=fingerprint(folder))
 
     def frame_size(self, *, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """Size in pixels that frames of this size will be scaled to."""
@@ -284,7 +285,8 @@ class Qwen3VL(Adapter):
         places = torch.tensor([index, position, position, position], device=self.device).view(4, 1, 1)
         ids = torch.tensor([[token]], device=self.device)
         out = self.model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True)
-        return out.logits[0, -1]
+        logits: Tensor = out.logits[0, -1]
+        return logits
 
     def ends(self) -> set[int]:
         """Token ids that end an answer."""

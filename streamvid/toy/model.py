@@ -70,7 +70,7 @@ def build_tokenizer(*, largest_number: int = LARGEST_NUMBER) -> PreTrainedTokeni
     )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL[:-1]])
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
         pad_token="<|endoftext|>",
@@ -83,7 +83,7 @@ def build_tokenizer(*, largest_number: int = LARGEST_NUMBER) -> PreTrainedTokeni
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     """A Qwen3-VL configuration of about 3.5 million parameters."""
-    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    ids = {name: int(str(tokenizer.convert_tokens_to_ids(name))) for name in SPECIAL}
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -38,7 +38,11 @@ WORDINGS = {
     "count": ("how many shapes are there?", "how many shapes appear?", "how many objects do you see?"),
     "first": ("which shape comes first?", "what appears first?", "what is the first shape?"),
     "last": ("which shape comes last?", "what appears last?", "what is the last shape?"),
-    "after": ("what comes after the {name}?", "which shape appears after the {name}?", "what is next after the {name}?"),
+    "after": (
+        "what comes after the {name}?",
+        "which shape appears after the {name}?",
+        "what is next after the {name}?",
+    ),
     "when": ("when does the {name} appear?", "at what time does the {name} come?", "when is the {name} first seen?"),
     "is_there": ("is there a {name}?", "do you see a {name}?", "does a {name} appear?"),
 }

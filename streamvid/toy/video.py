@@ -146,6 +146,8 @@ def render(
     if background is not None and background not in BACKGROUNDS:
         raise SettingsError(f"background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
     height, width = parse_size(size)
+    if events is None and 4 <= seconds < 12:
+        events = 1 + seed % (seconds // 4)  # a seed may draw three, for which so short a scene has no room
     try:
         scene = sample_scene(seed, seconds=seconds, events=events, background=background)
     except ValueError as reason:

@@ -133,7 +133,7 @@ class Scene:
         seen = [(event, event.visible(times), *event.place(times)) for event in self.events]
         for i, time in enumerate(times):
             rng = np.random.default_rng((self.seed, round(time * 1000)))
-            dx, dy = (rng.integers(-pad + 1, pad, size=2) if pad else (0, 0))
+            dx, dy = rng.integers(-pad + 1, pad, size=2) if pad else (0, 0)
             image = wide[pad + dy : pad + dy + height, pad + dx : pad + dx + width].copy()
             for event, visible, px, py in seen:
                 if visible[i]:
@@ -143,7 +143,9 @@ class Scene:
             out[i] = np.clip(image + 0.5, 0, 255).astype(np.uint8)
         return out
 
-    def cells(self, seconds: Sequence[float], *, rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def cells(
+        self, seconds: Sequence[float], *, rows: int, columns: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Which event covers each cell of a coarse grid, and how much of the cell.
 
         Returns:
@@ -183,9 +185,7 @@ def distance(shape: str, u: NDArray[np.floating], v: NDArray[np.floating]) -> ND
     if shape == "triangle":
         return np.maximum(v - 0.75, 0.87 * np.abs(u) - 0.5 * v - 0.5)
     if shape == "cross":
-        return np.minimum(
-            np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.33), np.maximum(np.abs(u) - 0.33, np.abs(v) - 1.0)
-        )
+        return np.minimum(np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.33), np.maximum(np.abs(u) - 0.33, np.abs(v) - 1.0))
     radius = np.sqrt(u * u + v * v)
     if shape == "circle":
         return radius - 0.95
@@ -348,9 +348,7 @@ def needle_scene(
     needle = _draw_event(rng, color, shape, start, start + int(rng.integers(3, 6)))
     others: list[Event] = []
     if distractors == "busy":
-        pool = [
-            (c, s) for c in COLORS for s in SHAPES if c != color and s != shape and (c, s) not in HELD_OUT_PAIRS
-        ]
+        pool = [(c, s) for c in COLORS for s in SHAPES if c != color and s != shape and (c, s) not in HELD_OUT_PAIRS]
         clock = int(rng.integers(2, 11))
         while clock + 6 < seconds:
             other_color, other_shape = pool[int(rng.integers(len(pool)))]

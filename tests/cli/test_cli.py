@@ -57,7 +57,9 @@ def test_ask_json_is_one_object_and_an_array_for_several(capsys: pytest.CaptureF
     assert {"answer", "spans", "receipt", "question"} <= one.keys()
     needed = {"cache", "frames_decoded", "frames_encoded", "tokens_seen", "tokens_given", "stages", "warnings"}
     assert needed <= one["receipt"].keys()
-    _, out, _ = call(capsys, "ask", video, "what happens?", "how many shapes are there?", "--model", "toy", "--json", "-q")
+    _, out, _ = call(
+        capsys, "ask", video, "what happens?", "how many shapes are there?", "--model", "toy", "--json", "-q"
+    )
     several = json.loads(out)
     assert [a["question"] for a in several] == ["what happens?", "how many shapes are there?"]
     assert several[0]["receipt"]["cache"] == "hit"
@@ -66,7 +68,18 @@ def test_ask_json_is_one_object_and_an_array_for_several(capsys: pytest.CaptureF
 
 def test_questions_can_be_piped_in(video: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "streamvid_cli.app", "ask", str(video), "--model", "toy", "--memory", str(tmp_path), "-q"],
+        [
+            sys.executable,
+            "-m",
+            "streamvid_cli.app",
+            "ask",
+            str(video),
+            "--model",
+            "toy",
+            "--memory",
+            str(tmp_path),
+            "-q",
+        ],
         input="what happens?\n\nhow many shapes are there?\n",
         capture_output=True,
         text=True,
@@ -191,8 +204,21 @@ def test_interrupting_leaves_a_memory_that_goes_on(tmp_path: Path) -> None:
     long = tmp_path / "long.mp4"
     write_video(sample_scene(5, seconds=400, events=20, clean=True), long, height=64, width=64, fps=10)
     memory = tmp_path / "memory"
-    command = [sys.executable, "-m", "streamvid_cli.app", "ask", str(long), "what happens?", "--model", "toy", "--memory", str(memory)]
-    process = subprocess.Popen([*command, "--fps", "10", "--reduce", "none"], stderr=subprocess.PIPE, text=True, env=environment())
+    command = [
+        sys.executable,
+        "-m",
+        "streamvid_cli.app",
+        "ask",
+        str(long),
+        "what happens?",
+        "--model",
+        "toy",
+        "--memory",
+        str(memory),
+    ]
+    process = subprocess.Popen(
+        [*command, "--fps", "10", "--reduce", "none"], stderr=subprocess.PIPE, text=True, env=environment()
+    )
     segments = memory / "segments"
     deadline = time.monotonic() + 60
     while not any(segments.rglob("*")) if segments.exists() else True:
@@ -204,7 +230,11 @@ def test_interrupting_leaves_a_memory_that_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in err and "Traceback" not in err
     done = subprocess.run(
-        [*command, "--fps", "10", "--reduce", "none", "--json"], capture_output=True, text=True, check=True, env=environment()
+        [*command, "--fps", "10", "--reduce", "none", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
     )
     receipt = json.loads(done.stdout)["receipt"]
     assert receipt["cache"] == "partial"
@@ -261,9 +291,22 @@ def test_memory_can_be_listed_shown_and_forgotten(capsys: pytest.CaptureFixture[
 
 def test_toy_render_writes_the_contract(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, _, _ = call(
-        capsys, "toy", "render", "--seed", 9, "--out", tmp_path / "x.mp4", "--seconds", 12, "--size", "96x64", "--events", 2,
-        "--background", "gradient",
-    )  # fmt: skip
+        capsys,
+        "toy",
+        "render",
+        "--seed",
+        9,
+        "--out",
+        tmp_path / "x.mp4",
+        "--seconds",
+        12,
+        "--size",
+        "96x64",
+        "--events",
+        2,
+        "--background",
+        "gradient",
+    )
     assert code == 0
     truth = json.loads((tmp_path / "x.json").read_text())
     assert len(truth["events"]) == 2

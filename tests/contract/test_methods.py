@@ -152,9 +152,7 @@ class TokenStream(Stream):
     def step(self, method: Method, index: int) -> Tensor:
         assert isinstance(method, EmbeddingMethod)
         tokens, attention, pooled = self.clips[index]
-        signals = self.signals(
-            received_attention=attention, cls_attention=attention, frame_features=pooled
-        )
+        signals = self.signals(received_attention=attention, cls_attention=attention, frame_features=pooled)
         plan = method.reduce(tokens, signals)
         reduced = tokens.reduce(plan)
         assert reduced.features.isfinite().all()
@@ -379,9 +377,7 @@ def test_budget_is_an_upper_limit_of_the_whole_grid(name: str) -> None:
 def test_caller_keeps_dtype(name: str) -> None:
     tokens, attention, pooled = clip(3)
     half = dataclasses.replace(tokens, features=tokens.features.bfloat16())
-    signals = Signals(
-        received_attention=attention, cls_attention=attention, frame_features=pooled.bfloat16()
-    )
+    signals = Signals(received_attention=attention, cls_attention=attention, frame_features=pooled.bfloat16())
     method = methods()[name].tiny()
     assert isinstance(method, EmbeddingMethod)
     reduced = half.reduce(method.reduce(half, signals))

@@ -19,10 +19,19 @@ CASES = sorted((HERE / "preprocess").glob("*.npz")) + sorted(SHARED.glob("*.npz"
 
 def settings(**changes: object) -> PixelSettings:
     values = {
-        "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3,
-        "shortest_edge": 16384, "longest_edge": 393216, "max_video_tokens": 768, "cap_pixels_per_frame": False,
-        "fps": 2.0, "min_frames": 4, "max_frames": 768,
-    }  # fmt: skip
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "shortest_edge": 16384,
+        "longest_edge": 393216,
+        "max_video_tokens": 768,
+        "cap_pixels_per_frame": False,
+        "fps": 2.0,
+        "min_frames": 4,
+        "max_frames": 768,
+    }
     return PixelSettings(**(values | changes))  # type: ignore[arg-type]
 
 
@@ -31,9 +40,13 @@ def test_equals_the_real_processor(path: Path) -> None:
     case = np.load(path)
     asked = json.loads(str(case["settings_json"]))
     ours = settings(
-        patch_size=int(case["patch_size"]), temporal_patch_size=int(case["temporal_patch_size"]), merge_size=int(case["merge_size"]),
-        mean=tuple(case["mean"].tolist()), std=tuple(case["std"].tolist()), **asked["size"],
-    )  # fmt: skip
+        patch_size=int(case["patch_size"]),
+        temporal_patch_size=int(case["temporal_patch_size"]),
+        merge_size=int(case["merge_size"]),
+        mean=tuple(case["mean"].tolist()),
+        std=tuple(case["std"].tolist()),
+        **asked["size"],
+    )
     frames = torch.from_numpy(case["frames_u8"])
     size = ours.frame_size(height=frames.shape[1], width=frames.shape[2], num_frames=len(frames))
     pixels = ours.normalise(frames, size)

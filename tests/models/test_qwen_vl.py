@@ -100,7 +100,9 @@ def test_a_frame_that_keeps_every_cell_is_untouched_by_what_other_frames_lose() 
     keep = torch.cat([torch.arange(cells), torch.tensor([cells + 2]), torch.arange(2 * cells, 3 * cells)])
     part = encode(keep=keep)
     torch.testing.assert_close(part.tokens.features[:cells], whole.tokens.features[:cells], rtol=0, atol=1e-5)
-    torch.testing.assert_close(part.tokens.features[cells + 1 :], whole.tokens.features[2 * cells : 3 * cells], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        part.tokens.features[cells + 1 :], whole.tokens.features[2 * cells : 3 * cells], rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(part.tokens.layers[1][:cells], whole.tokens.layers[1][:cells], rtol=0, atol=1e-5)
 
 
@@ -128,7 +130,9 @@ def test_frames_without_tokens_leave_no_trace_in_the_prompt() -> None:
     second = whole.tokens.select(whole.tokens.position[:, 0] == 1)
     text = adapter.tokenizer.decode(adapter.prompt(second, "what happens?").input_ids[0])
     assert text.count("seconds>") == 1
-    assert "< 4.2 seconds>" in text.replace("4 .2", "4.2") or "<4.2 seconds>" in text.replace(" ", "").replace("seconds", " seconds")
+    assert "< 4.2 seconds>" in text.replace("4 .2", "4.2") or "<4.2 seconds>" in text.replace(" ", "").replace(
+        "seconds", " seconds"
+    )
 
 
 def test_a_question_with_the_models_own_video_marker_is_refused() -> None:
@@ -219,11 +223,16 @@ def test_attention_rows_on_demand_equal_eager_attention() -> None:
     adapter.model.set_attn_implementation({"text_config": "eager"})
     try:
         with torch.inference_mode():
-            outputs = {"video": qwen_vl.BaseModelOutputWithDeepstackFeatures(
-                pooler_output=(prompt.features,), deepstack_features=[(rows,) for rows in prompt.layers]
-            )}  # fmt: skip
+            outputs = {
+                "video": qwen_vl.BaseModelOutputWithDeepstackFeatures(
+                    pooler_output=(prompt.features,), deepstack_features=[(rows,) for rows in prompt.layers]
+                )
+            }
             out = adapter.model(
-                input_ids=prompt.input_ids, position_ids=prompt.position_ids, mm_encoder_outputs=outputs, output_attentions=True
+                input_ids=prompt.input_ids,
+                position_ids=prompt.position_ids,
+                mm_encoder_outputs=outputs,
+                output_attentions=True,
             )
     finally:
         adapter.model.set_attn_implementation({"text_config": "sdpa"})

@@ -34,28 +34,55 @@ def qwen3_vl() -> Qwen3VL:
     """A Qwen3-VL of 4 decoder layers, 3 tower blocks and two deepstack taps, with grouped-query attention."""
     tokenizer = build_tokenizer(largest_number=99)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
-    mark = {t: tokenizer.convert_tokens_to_ids(t) for t in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")}
+    mark = {
+        t: tokenizer.convert_tokens_to_ids(t)
+        for t in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    }
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"], "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [4, 2, 2],
+                "mrope_interleaved": True,
+            },
         },
         vision_config={
-            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "out_hidden_size": 64,
-            "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "patch_size": 8,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
         },
-        image_token_id=mark["<|image_pad|>"], video_token_id=mark["<|video_pad|>"],
-        vision_start_token_id=mark["<|vision_start|>"], vision_end_token_id=mark["<|vision_end|>"],
-    )  # fmt: skip
+        image_token_id=mark["<|image_pad|>"],
+        video_token_id=mark["<|video_pad|>"],
+        vision_start_token_id=mark["<|vision_start|>"],
+        vision_end_token_id=mark["<|vision_end|>"],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = Qwen3VLForConditionalGeneration(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 # large enough that attention is far from uniform and a wrong position or mask shows
-                parameter.copy_(torch.randn_like(parameter) * 0.15 if parameter.ndim > 1 else parameter + torch.randn_like(parameter) * 0.1)
+                parameter.copy_(
+                    torch.randn_like(parameter) * 0.15
+                    if parameter.ndim > 1
+                    else parameter + torch.randn_like(parameter) * 0.1
+                )
     return Qwen3VL(model, tokenizer, PIXELS, name="tiny", fingerprint="tiny")
 
 

@@ -200,8 +200,8 @@ def test_fresh_forgets_and_watches_again(video: Path, loaded: Loaded, tmp_path: 
 
 def test_two_processes_share_a_memory(video: Path, tmp_path: Path) -> None:
     code = (
-        "import json, sys; from streamvid_pipelines.ask import ask\n"
-        f"a = ask({str(video)!r}, ['what happens?'], model='toy', threads=1, memory=__import__('pathlib').Path({str(tmp_path)!r}))\n"
+        "import json, sys; from pathlib import Path; from streamvid_pipelines.ask import ask\n"
+        f"a = ask({str(video)!r}, ['what happens?'], model='toy', threads=1, memory=Path({str(tmp_path)!r}))\n"
         "print(json.dumps([a[0].text, a[0].receipt.cache, a[0].receipt.frames_encoded]))"
     )
     runs = [
@@ -212,7 +212,9 @@ def test_two_processes_share_a_memory(video: Path, tmp_path: Path) -> None:
     assert runs[1] == [runs[0][0], "hit", 0]
 
 
-def test_progress_comes_with_numbers(video: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_comes_with_numbers(
+    video: Path, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline, "CLIP_FRAMES", 8)
     seen: list[Progress] = []
     open_video(video, loaded, tmp_path).prepare(seen.append)
@@ -256,7 +258,9 @@ def test_a_missing_file_is_found_out_before_a_model_is_loaded(tmp_path: Path, mo
         ask(tmp_path / "nothing.mp4", "what happens?", memory=tmp_path)
 
 
-def test_auto_without_any_model_says_so_unmistakably(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_any_model_says_so_unmistakably(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(checkpoints, "cached", lambda repository: None)
     answer = ask(video, "what happens?", model="auto", memory=tmp_path, threads=1)[0]

@@ -22,7 +22,9 @@ def embed(texts: object) -> torch.Tensor:
 
 
 RED, BLUE, EMPTY = torch.eye(3)
-VIDEO = [Moment(float(t), t + 1.0, key) for t, key in enumerate([EMPTY, RED, RED, EMPTY, EMPTY, BLUE, BLUE, BLUE, EMPTY])]
+VIDEO = [
+    Moment(float(t), t + 1.0, key) for t, key in enumerate([EMPTY, RED, RED, EMPTY, EMPTY, BLUE, BLUE, BLUE, EMPTY])
+]
 
 
 def test_each_clause_cites_its_own_moments() -> None:

@@ -172,5 +172,8 @@ def _rows(
     k, _ = rotate(k, k, cos, sin)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q.float() @ k.float().transpose(-1, -2)) * attention.scaling
-    ahead = torch.arange(length, device=q.device)[None] > torch.arange(length - queries, length, device=q.device)[:, None]
-    return scores.masked_fill(ahead, float("-inf")).softmax(-1)[0]
+    ahead = (
+        torch.arange(length, device=q.device)[None] > torch.arange(length - queries, length, device=q.device)[:, None]
+    )
+    rows: Tensor = scores.masked_fill(ahead, float("-inf")).softmax(-1)[0]
+    return rows

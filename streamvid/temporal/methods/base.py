@@ -153,6 +153,7 @@ class Scored(EmbeddingMethod):
         """(N,) importance, higher is kept; ties keep the earlier token."""
 
     def reduce(self, tokens: VideoTokens, signals: Signals) -> Reduction | None:
+        """Keep the best of the budget, in original order."""
         count = self.budget.count(len(tokens))
         best = torch.argsort(self.score(tokens, signals), descending=True, stable=True)[:count]
         return Reduction.select(best.sort().values, len(tokens))
@@ -228,4 +229,3 @@ class MemoryMethod(Method):
     @abstractmethod
     def recall(self, memory: MemoryView, budget: int, signals: Signals) -> Tensor:
         """(S,) int64 tokens to read of each span: at most what it has, at most ``budget`` in all."""
-

@@ -31,11 +31,14 @@ class Chain:
         places = [order.index(m.stage) for m in self.methods]
         if places != sorted(places):
             names = ", ".join(f"{method_id(m)} ({m.stage.value})" for m in self.methods)
-            raise errors.SettingsError(f"methods must stand in the order data passes them ({' > '.join(order)}), got {names}")
+            raise errors.SettingsError(
+                f"methods must stand in the order data passes them ({' > '.join(order)}), got {names}"
+            )
         for method in self.methods:
             if isinstance(method, MemoryMethod):
                 raise errors.SettingsError(
-                    f"{method_id(method)} chooses what an answer reads from memory; give it as --recall {method_id(method)}"
+                    f"{method_id(method)} chooses what an answer reads from memory; "
+                    f"give it as --recall {method_id(method)}"
                 )
 
     @classmethod
