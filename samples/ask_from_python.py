@@ -1,6 +1,6 @@
 """Ask a video from Python: watched once, remembered, asked again at once.
 
-    python samples/ask_from_python.py [VIDEO]
+python samples/ask_from_python.py [VIDEO]
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from streamvid_pipelines.ask import AskVideo, Request, load
-
 from streamvid.memory.bank import Bank
+from streamvid_pipelines.ask import AskVideo, Request, load
 
 video = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "three_shapes.mp4"
 question = sys.argv[2] if len(sys.argv) > 2 else "which shape comes first?"

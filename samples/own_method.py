@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from streamvid_pipelines.ask import AskVideo, Request, load
 
 from streamvid.budget import Budget
 from streamvid.memory.bank import Bank
@@ -22,6 +21,7 @@ from streamvid.signals import Signals
 from streamvid.temporal.methods.base import Scored
 from streamvid.temporal.methods.compose import Chain
 from streamvid.tokens import VideoTokens
+from streamvid_pipelines.ask import AskVideo, Request, load
 
 
 @dataclass

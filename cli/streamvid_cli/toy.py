@@ -26,10 +26,13 @@ def render_(
     size: Annotated[str, typer.Option(help="Height of a square in pixels, or WIDTHxHEIGHT; even numbers.")] = "256",
     events: Annotated[int | None, typer.Option(help="How many shapes come and go. Default: 1 to 3.")] = None,
     background: Annotated[str | None, typer.Option(help="plain, gradient or busy. Default: drawn.")] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Draw only colour-shape pairs the toy model was never shown.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Render a scene of coloured shapes as H.264, with its events, questions and right answers."""
-    paths = render_scene(seed, out, seconds=seconds, size=size, events=events, background=background)
+    paths = render_scene(seed, out, seconds=seconds, size=size, events=events, background=background, held_out=held_out)
     if json:
         render.emit_json({"video": str(paths[0]), "truth": str(paths[1])})
     else:

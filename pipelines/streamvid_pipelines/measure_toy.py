@@ -118,7 +118,7 @@ def needle(
         questions = [
             Question(f"what color is the {event.shape}?", event.color, "color", span),
             Question(f"which way does the {event.name} move?", way, "direction", span),
-            Question(f"when does the {event.name} appear?", f"at {event.start_seconds} seconds", "when", span),
+            Question(f"when does the {event.name} appear?", f"{event.start_seconds} seconds", "when", span),
             Question(f"is there a {event.name}?".replace("a orange", "an orange"), "yes", "is_there", span),
         ]
         tokens = seconds * 16

@@ -22,8 +22,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from streamvid.toy.model import build_tokenizer
 from streamvid.toy.questions import WORDINGS
 from streamvid.toy.world import COLORS, SHAPES, sample_scene
-
-from .train_toy import TRAINING_SEEDS
+from streamvid_pipelines.toy_lessons import TRAINING_SEEDS
 
 SIDE = 64
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -319,9 +319,7 @@ class PyavPictures(Pictures):
             if picture is None:
                 self.close()
                 raise StopIteration
-            if (self._given is not None and picture.pts <= self._given) or (
-                self._key is not None and picture.pts < self._key
-            ):
+            if self._given is not None and picture.pts <= self._given:
                 continue
             self._given = picture.pts
             if self._landing is not None and picture.pts > self._landing:
@@ -368,6 +366,8 @@ class PyavPictures(Pictures):
     def _place(self, frame: VideoFrame) -> None:
         """Find the frame's time; what is shown goes to the pictures that are ready."""
         self.stats.decoded += 1
+        if self._landing is not None and self._leading(frame):
+            return
         if frame.is_corrupt and not self._film.show_damaged:
             self.stats.damaged += 1
             return
@@ -455,14 +455,21 @@ class PyavPictures(Pictures):
             self._key = first.pts * first.time_base
             if self._landing is None or self._key > self._landing:
                 return False
-        # Leading pictures of an open group belong to the time before the key frame and are not shown.
         self._found_key = picture.pts == self._key
-        return picture.pts <= self._key
+        return self._found_key
+
+    def _leading(self, frame: VideoFrame) -> bool:
+        """Whether the frame is shown before the key frame jumped to: it needs pictures that were not decoded."""
+        first = self._decoder.first if self._decoder is not None else None
+        return first is not None and first.pts is not None and frame.pts is not None and frame.pts < first.pts
 
     def _read_again(self) -> None:
         """Leave a jump that cannot be trusted: from the start in order, up to where we were."""
         self.close()
-        self.stats.restarts += 1
+        # What was counted will be met again; only the work is done twice.
+        done = self.stats
+        done.skipped = done.damaged = done.misplaced = done.untimed = done.jumps = 0
+        done.restarts += 1
         self._jumps = False
         self._landing = self._key = None
         self._decoder = _Decoder(self._film, self.stats)

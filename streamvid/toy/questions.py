@@ -112,7 +112,7 @@ def ask_all(scene: Scene, *, seed: int | None = None) -> list[Question]:
         way = event.action.removeprefix("moves ") if event.action != ACTIONS[-1] else "it stays still"
         out.append(Question(word("direction", name=event.name), way, "direction", span(event)))
         event = pick(lone)
-        out.append(Question(word("when", name=event.name), f"at {event.start_seconds} seconds", "when", span(event)))
+        out.append(Question(word("when", name=event.name), f"{event.start_seconds} seconds", "when", span(event)))
         event = pick(lone)
         out.append(Question(word("is_there", name=event.name), "yes", "is_there", span(event)))
         event = pick(lone)

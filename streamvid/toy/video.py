@@ -122,6 +122,7 @@ def render(
     events: int | None = None,
     background: str | None = None,
     fps: int = 10,
+    held_out: bool = False,
 ) -> tuple[Path, Path]:
     """Write the scene of a seed as ``x.mp4`` and its truth as ``x.json``; returns both paths.
 
@@ -133,6 +134,7 @@ def render(
         events: how many shapes come and go; None lets the seed decide.
         background: one of ``BACKGROUNDS``; None lets the seed decide.
         fps: frames a second.
+        held_out: draw only colour-shape pairs the toy model has never seen, instead of none of them.
 
     Raises:
         SettingsError: if a value is out of range or the events do not fit.
@@ -149,7 +151,7 @@ def render(
     if events is None and 4 <= seconds < 12:
         events = 1 + seed % (seconds // 4)  # a seed may draw three, for which so short a scene has no room
     try:
-        scene = sample_scene(seed, seconds=seconds, events=events, background=background)
+        scene = sample_scene(seed, seconds=seconds, events=events, background=background, held_out=held_out)
     except ValueError as reason:
         raise SettingsError(str(reason)) from None
     write_video(scene, video, height=height, width=width, fps=fps)

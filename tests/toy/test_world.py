@@ -74,7 +74,7 @@ def test_answers_about_one_event_are_its_own() -> None:
         said = {q.kind: q.answer for q in ask_all(scene) if q.kind not in ("is_there", "none")}
         assert said["color"] == event.color and said["shape"] == event.shape
         assert said["count"] == "one" and said["first"] == said["last"] == f"the {event.name}"
-        assert said["when"] == f"at {event.start_seconds} seconds" and said["after"] == "nothing"
+        assert said["when"] == f"{event.start_seconds} seconds" and said["after"] == "nothing"
         assert event.action.removeprefix("moves ") in said["direction"] or event.action == "stays still"
 
 

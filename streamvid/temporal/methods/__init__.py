@@ -1,0 +1,1 @@
+"""Methods: each says what becomes of tokens, and moves nothing itself."""
