@@ -45,7 +45,8 @@ def test_programs_run(program: Path, tmp_path: Path) -> None:
 def test_the_readme_command_gives_the_readme_answer(tmp_path: Path) -> None:
     """What the README shows is what the first command prints."""
     clip = SAMPLES / "three_shapes.mp4"
-    happens = next(q for q in json.loads(clip.with_suffix(".json").read_text())["questions"] if q["kind"] == "what_happens")
+    truth = json.loads(clip.with_suffix(".json").read_text())
+    happens = next(q for q in truth["questions"] if q["kind"] == "what_happens")
     environment = os.environ | {"STREAMVID_MEMORY": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "streamvid_cli.app", "ask", str(clip), "what happens?", "--model", "toy"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

@@ -82,7 +82,7 @@ def latest_per_cell(rows: Tensor, cell: Tensor, num_cells: int) -> Tensor:
     return last[last >= 0]
 
 
-def fill_evenly(capacity: Tensor, total: int, *, extra: Literal["first", "last", "spaced"] = "first") -> Tensor:
+def fill_evenly(capacity: Tensor, total: int, *, extra: Literal["first", "last"] = "first") -> Tensor:
     """Spread a total evenly over places of limited room; what one place cannot take goes to the others.
 
     ``fill_evenly([2, 9, 9], 13)`` is ``[2, 6, 5]``.
@@ -90,8 +90,8 @@ def fill_evenly(capacity: Tensor, total: int, *, extra: Literal["first", "last",
     Args:
         capacity: (S,) int64, >= 0.
         total: what to spread, >= 0; more than all the room fills every place.
-        extra: who gets one more when it does not come out even: the first places with room left, the
-            last ones, or some that lie evenly spaced.
+        extra: who gets one more when it does not come out even: the first places with room left or
+            the last ones.
 
     Returns:
         (S,) int64, at most ``capacity`` each, adding up to ``min(total, capacity.sum())``.
@@ -108,11 +108,7 @@ def fill_evenly(capacity: Tensor, total: int, *, extra: Literal["first", "last",
     share = capacity.clamp(max=low)
     left = total - int(share.sum())
     room = (capacity > low).nonzero().squeeze(1)
-    if extra == "spaced":
-        chosen = room[spaced(left, len(room)).to(room.device)]
-    else:
-        chosen = room[:left] if extra == "first" else room[len(room) - left :]
-    share[chosen] += 1
+    share[room[:left] if extra == "first" else room[len(room) - left :]] += 1
     return share
 
 

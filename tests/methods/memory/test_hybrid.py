@@ -72,7 +72,7 @@ def test_without_a_question_the_budget_is_dealt_out() -> None:
     view, _ = memory([16] * 40)
     given_ = Hybrid().recall(view, 80, Signals())
     assert int(given_.sum()) == 80
-    assert given_.nonzero().squeeze(1).tolist()[::4][0] == 0
+    assert int(given_.nonzero().squeeze(1).diff().max()) <= 12
 
 
 @given(

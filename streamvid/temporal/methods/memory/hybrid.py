@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamvid.signals import Signals
 from streamvid.temporal.methods.base import MemoryMethod, MemoryView
+from streamvid.temporal.methods.functional import spaced
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Hybrid(MemoryMethod):
         if signals.question is not None and memory.keys.shape[-1]:
             similarity = relevance(memory, signals.question)
             standing_out = self._standing_out(similarity)
-            share = min(left, int(budget * self.relevant_share))
+            share = min(left, max(1, int(budget * self.relevant_share)))
             left += self._relevant(given, memory, similarity, standing_out, share) - share
             if standing_out is not None:
                 left = min(left, int(budget * self.gist_share))
@@ -113,7 +114,7 @@ class Hybrid(MemoryMethod):
             if not len(takers):
                 return
             count = max(1, min(len(takers), left // self.gist_tokens))
-            chosen = takers[torch.linspace(0, len(takers) - 1, count).round().long()]
+            chosen = takers[spaced(count, len(takers))]
             for index in chosen.tolist():
                 more = min(int(room[index]), self.gist_tokens, left)
                 given[index] += more
