@@ -35,7 +35,7 @@ def cite(
 
     Times the answer names itself count first, if they fall inside a moment that was given.
     Otherwise each clause of the answer is compared with the pictures of the moments, and those
-    that stand out (in the upper two fifths between the least and the most similar) are its evidence.
+    that stand out (in the upper quarter between the least and the most similar) are its evidence.
     Nothing is cited that was not given; an answer that names nothing to be found cites nothing.
 
     Args:
@@ -99,11 +99,11 @@ def _denies(answer: str) -> bool:
 
 
 def _outstanding(similarity: Tensor) -> list[int]:
-    """Indices in the upper two fifths between least and most similar; none if all are much alike."""
+    """Indices in the upper quarter between least and most similar; none if all are much alike."""
     best, low = float(similarity.max()), float(similarity.min())
     if len(similarity) == 1:
         return [0]
     if best - low < 0.05:
         return []
-    chosen: list[int] = (similarity >= low + 0.6 * (best - low)).nonzero().squeeze(1).tolist()
+    chosen: list[int] = (similarity >= best - 0.25 * (best - low)).nonzero().squeeze(1).tolist()
     return chosen
