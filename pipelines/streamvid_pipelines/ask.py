@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 CLIP_FRAMES = 32
 """Frames encoded and reduced together; the most pictures held at any time."""
 
+CLIP_BYTES = 256 << 20
+"""Most bytes of pictures held at any time: clips of very large frames are shorter, down to 8 frames."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -178,6 +181,7 @@ class AskVideo:
                 "stop": str(exact(chosen.stop)) if chosen.stop is not None else None,
                 "decoder": self.request.decoder,
                 "clip_frames": CLIP_FRAMES,
+                "clip_bytes": CLIP_BYTES,
                 "span_frames": self.session.span_frames,
             },
             model=f"{info.fingerprint}/{info.dtype}",
@@ -243,7 +247,8 @@ class AskVideo:
                 session.start(height=source.info.height, width=source.info.width, num_frames=total)
                 if start < stop:
                     frames = source.frames(Sampling(fps=fps, start=start, stop=stop))
-                    timed = _timed(clips(frames, CLIP_FRAMES), receipt)
+                    length = clip_frames(height=source.info.height, width=source.info.width)
+                    timed = _timed(clips(frames, length), receipt)
                     self._clips(timed, writer, 1 / fps, stop, plan.start, began, on_progress)
                 summary = self._summary(source, plan.start, stop, fps, earlier)
                 for note in (*source.info.notes, *plan.notes, *writer.notes):
@@ -313,6 +318,11 @@ class AskVideo:
         receipt.peak_rss_bytes = peak_rss_bytes()
         for warning in summary.get("warnings", ()):
             receipt.warn(warning)
+
+
+def clip_frames(*, height: int, width: int) -> int:
+    """Frames of this size in one clip: even, so that temporal patches come out whole."""
+    return max(min(CLIP_FRAMES, 8), min(CLIP_FRAMES, CLIP_BYTES // (height * width * 3) // 2 * 2))
 
 
 def ask(

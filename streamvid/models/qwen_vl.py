@@ -137,11 +137,12 @@ class Qwen3VL(Adapter):
                 with_received=True,
             )
             assert out.received is not None
-            features.append(out.features)
-            received.append(out.received)
-            layers.append(list(out.layers))
-        rows_of = torch.cat(features) if features else torch.zeros(0, self.info.hidden_size, device=self.device)
-        attention = torch.cat(received) if received else torch.zeros(0, device=self.device)
+            # from here on tokens are looked at, reduced and stored: a few megabytes a clip, on the CPU
+            features.append(out.features.cpu())
+            received.append(out.received.cpu())
+            layers.append([rows.cpu() for rows in out.layers])
+        rows_of = torch.cat(features) if features else torch.zeros(0, self.info.hidden_size)
+        attention = torch.cat(received) if received else torch.zeros(0)
         frame, cell = keep // cells, keep % cells
         start = torch.tensor([t[0] for t in times], dtype=torch.float64)
         length = torch.tensor([t[1] - t[0] for t in times], dtype=torch.float64)

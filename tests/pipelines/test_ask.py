@@ -189,6 +189,14 @@ def test_interrupted_watching_goes_on_where_it_stopped(
     assert [(s.start, s.stop, s.tokens) for s in resumed.bank.spans(resumed.source.id)] == spans
 
 
+def test_clips_of_large_frames_are_shorter_so_that_memory_is_bounded() -> None:
+    assert pipeline.clip_frames(height=360, width=640) == 32
+    for height, width in ((1080, 1920), (2160, 3840), (4320, 7680)):
+        frames = pipeline.clip_frames(height=height, width=width)
+        assert frames % 2 == 0 and 8 <= frames <= 32
+        assert frames == 8 or frames * height * width * 3 <= pipeline.CLIP_BYTES
+
+
 def test_fresh_forgets_and_watches_again(video: Path, loaded: Loaded, tmp_path: Path) -> None:
     open_video(video, loaded, tmp_path).prepare()
     again = open_video(video, loaded, tmp_path, fresh=True)
