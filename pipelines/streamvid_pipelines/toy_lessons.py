@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamvid.toy.model import build_tokenizer
+from streamvid.toy.model import LARGEST_NUMBER, build_tokenizer
 from streamvid.toy.questions import ask_all
 from streamvid.toy.world import ACTIONS, COLORS, SHAPES, Scene, sample_scene
 
@@ -142,7 +142,8 @@ class Sample:
     next_position: int
     """Where every question starts counting."""
     questions: list[Asked]
-    offset: int
+    offsets: np.ndarray
+    """(F,) what was added to the time of each frame pair."""
 
 
 def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: int, plain: bool) -> Sample:
@@ -150,9 +151,9 @@ def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: 
     starts = np.arange(scene.seconds, dtype=np.float64)
     labels = label(scene, starts, rows, columns)
     keep = np.ones(labels.owner.shape, dtype=bool) if plain else keep_mask(labels, rng)
-    offset, digit = 0, 2
-    if not plain and rng.random() < 0.65:
-        offset = int(rng.integers(0, 60) if rng.random() < 0.4 else rng.integers(0, 3599 - scene.seconds))
+    offsets, digit = np.zeros(len(starts), dtype=np.int64), 2
+    if not plain:
+        offsets += _time_jumps(labels, rng)
         digit = 2 if rng.random() < 0.7 else int(rng.integers(0, 10))
     pad = token_ids("<|video_pad|>")[0]
     opening, closing = token_ids("<|vision_start|>"), token_ids("<|vision_end|>")
@@ -164,7 +165,7 @@ def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: 
         cells = np.argwhere(keep[frame])
         if not len(cells):
             continue
-        stamp = (*token_ids(f"<{int(start) + offset}.{digit} seconds>"), *opening)
+        stamp = (*token_ids(f"<{int(start) + int(offsets[frame])}.{digit} seconds>"), *opening)
         ids.extend(stamp)
         positions.extend((p, p, p) for p in range(clock, clock + len(stamp)))
         clock += len(stamp)
@@ -181,14 +182,33 @@ def build_sample(scene: Scene, rng: np.random.Generator, *, rows: int, columns: 
             continue
         answer = item.answer
         if item.kind == "when":
-            answer = f"{int(answer.split()[0]) + offset} seconds"
+            begins_at = int(answer.split()[0])
+            answer = f"{begins_at + int(offsets[begins_at])} seconds"
         question = (*token_ids(item.question), *token_ids("<|im_end|>\n<|im_start|>assistant\n"))
         begins = [e.start_seconds for e in scene.events]
         subject = begins.index(item.spans[0][0]) if item.spans and item.kind != "count" else -1
         asked.append(
             Asked(item.kind, (*question, *token_ids(answer), *token_ids("<|im_end|>")), len(question), subject)
         )
-    return Sample(scene, labels, keep, ids, positions, visual, clock, asked, offset)
+    return Sample(scene, labels, keep, ids, positions, visual, clock, asked, offsets)
+
+
+def _time_jumps(labels: Labels, rng: np.random.Generator) -> np.ndarray:
+    """(F,) seconds to add to each frame pair: the scene starts late, and stretches without events are longer.
+
+    Memories are full of gaps; what is asked about may stand minutes away from everything else.
+    """
+    frames = labels.owner.shape[0]
+    base = 0
+    if rng.random() < 0.55:
+        base = int(rng.integers(0, 60) if rng.random() < 0.4 else rng.integers(0, 1500))
+    offsets = np.full(frames, base, dtype=np.int64)
+    empty = np.flatnonzero((labels.owner < 0).reshape(frames, -1).all(1))
+    if len(empty) and rng.random() < 0.45:
+        for place in rng.choice(empty, size=int(rng.integers(1, 4))):
+            offsets[place:] += int(rng.integers(1, 60) if rng.random() < 0.4 else rng.integers(1, 650))
+    most: np.ndarray = np.minimum(offsets, LARGEST_NUMBER - frames)
+    return most
 
 
 @dataclass
@@ -260,14 +280,15 @@ def collate(samples: list[Sample]) -> Batch:
                         list(COLORS).index(event.color),
                         ACTIONS.index(event.action),
                         min(question.subject, 3),
-                        zero + sample.offset + event.start_seconds,
+                        zero + int(sample.offsets[event.start_seconds]) + event.start_seconds,
                     )
                 )
             start = stop
         for name in ("shape", "color", "action", "share", "onset"):
             flat[name].append(getattr(sample.labels, name)[sample.keep])
         flat["order"].append(np.minimum(sample.labels.owner[sample.keep] + 1, 4))
-        flat["number"].append(zero + sample.offset + np.nonzero(sample.keep)[0])
+        frame = np.nonzero(sample.keep)[0]
+        flat["number"].append(zero + sample.offsets[frame] + frame)
     labels = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in flat.items()}
     asking, seen = segments[:, lead:, None], segments[:, None, :]
     causal = torch.arange(lead, total)[:, None] >= torch.arange(total)[None, :]

@@ -56,7 +56,7 @@ SINCE_WEIGHT = 0.6
 LONG_SHARE = 0.2
 """Part of the joint steps that show long scenes."""
 
-FROZEN_SHARE = 0.65
+FROZEN_SHARE = 0.5
 """Part of the joint stage in which the tower stands still: the language model gets used to real features first."""
 
 
@@ -488,7 +488,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--stage", choices=("tower", "language", "joint", "export", "all"), default="all")
-    parser.add_argument("--steps", type=int, help="steps of the stage (defaults: 3500, 1700, 4000)")
+    parser.add_argument("--steps", type=int, help="steps of the stage (defaults: 3500, 1700, 4300)")
     parser.add_argument("--clips", type=int, help="scenes in a step (defaults: 12, 8, 8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, help="where the checkpoint folder is written")
@@ -499,7 +499,7 @@ def main() -> None:
     if args.stage in ("language", "all"):
         train_language(args.out, args.steps or 1700, args.clips or 8)
     if args.stage in ("joint", "all"):
-        train_joint(args.out, args.steps or 4000, args.clips or 8)
+        train_joint(args.out, args.steps or 4300, args.clips or 8)
     if args.stage in ("export", "all") and args.export:
         export(args.out, args.export)
 
