@@ -25,7 +25,7 @@ from streamvid.receipt import GivenSpan, Receipt
 from streamvid.signals import Signal, Signals
 from streamvid.temporal.methods.base import MemoryMethod
 from streamvid.temporal.methods.compose import DEFAULT, Chain
-from streamvid.temporal.methods.memory.hybrid import Hybrid, relevance
+from streamvid.temporal.methods.memory.hybrid import Hybrid
 from streamvid.temporal.methods.registry import method_id
 from streamvid.tokens import VideoTokens
 
@@ -228,8 +228,12 @@ class Session:
         memory = self.bank.view(source.id)
         asked = self.embedder.texts([question])[0] if self.embedder else None
         budget = self._fitting_budget(question, receipt)
+        if asked is not None and memory.keys.shape[-1]:
+            memory = replace(
+                memory, similarity=self._similarity(asked, source.id, [span.id for span in spans], receipt)
+            )
+        similarity = memory.similarity
         counts = self.recall.recall(memory, budget, Signals(question=asked))
-        similarity = relevance(memory, asked) if asked is not None and memory.keys.shape[-1] else None
         chosen = [(span, int(count)) for span, count in zip(spans, counts.tolist(), strict=True) if count]
         parts = self.bank.read(chosen)
         tokens = VideoTokens.cat(parts) if parts else None
@@ -273,6 +277,17 @@ class Session:
         cited = cite(text, question, moments, embed)
         receipt.peak_rss_bytes = peak_rss_bytes()
         return Answer(question, text, tuple(cited), receipt)
+
+    def _similarity(self, asked: Tensor, source_id: int, span_ids: Sequence[int], receipt: Receipt) -> Tensor:
+        """(S,) similarity of every span to the question, by the memory's index."""
+        index = self.bank.index(source_id)
+        if index.note:
+            receipt.warn(index.note)
+        ids, similarity = index.search(asked, len(span_ids))
+        row_of = {span_id: row for row, span_id in enumerate(span_ids)}
+        out = torch.full((len(span_ids),), -1.0)
+        out[[row_of[span_id] for span_id in ids.tolist()]] = similarity
+        return out
 
     def _fitting_budget(self, question: str, receipt: Receipt) -> int:
         """The answer's token budget, stepped down to what the model's context leaves room for."""

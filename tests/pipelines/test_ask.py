@@ -154,6 +154,18 @@ def test_no_span_reaches_beyond_the_end_of_the_video(loaded: Loaded, tmp_path: P
     assert opened.bank.spans(opened.source.id)[-1].stop == 16
 
 
+def test_similarities_in_the_receipt_are_the_exact_ones(video: Path, loaded: Loaded, tmp_path: Path) -> None:
+    """The index finds what comparing with every key finds."""
+    opened = open_video(video, loaded, tmp_path)
+    receipt = opened.ask("what color is the ring?").receipt
+    assert opened.source is not None and loaded.embedder is not None
+    with torch.inference_mode():
+        asked = loaded.embedder.texts(["what color is the ring?"])[0]
+    exact = (opened.bank.view(opened.source.id).keys @ asked).amax(1)
+    found = torch.tensor([span.similarity for span in receipt.spans])
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+
+
 def test_citations_lie_in_spans_that_were_given(video: Path, loaded: Loaded, tmp_path: Path) -> None:
     opened = open_video(video, loaded, tmp_path, budget=40)
     for question in ("what happens?", "when does the red cross appear?", "which shape comes last?"):

@@ -220,6 +220,10 @@ class MemoryView:
     keys: Tensor
     """(S, K, Dk) float32, unit length: up to K keys a span; rows of zeros where there are fewer."""
 
+    similarity: Tensor | None = None
+    """(S,) float32 of each span's best key to the question, as the memory's index finds it, higher is
+    better; None where there is no question vector."""
+
 
 class MemoryMethod(Method):
     """Decides how a budget of tokens is spent on remembered spans."""

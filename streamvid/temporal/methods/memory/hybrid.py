@@ -57,7 +57,7 @@ class Hybrid(MemoryMethod):
         recent = int(budget * self.recent_share)
         left = budget - recent + self._whole(given, stored, range(len(stored) - 1, -1, -1), recent)
         if signals.question is not None and memory.keys.shape[-1]:
-            similarity = relevance(memory, signals.question)
+            similarity = relevance(memory, signals.question) if memory.similarity is None else memory.similarity
             standing_out = self._standing_out(similarity)
             share = min(left, max(1, int(budget * self.relevant_share)))
             left += self._relevant(given, memory, similarity, standing_out, share) - share
