@@ -101,7 +101,9 @@ def _one(opened: AskVideo, question: str, *, json: bool, explain: bool, quiet: b
     if not json:
         render.finish_answer(answer)
     if not quiet:
-        render.show_receipt(answer.receipt, explain=explain)
+        render.show_receipt(
+            answer.receipt, explain=explain, said=[n for n in opened.loaded.notes if n.startswith("NOTE")]
+        )
     else:
         for warning in answer.receipt.warnings:
             sys.stderr.write(f"warning: {warning}\n")

@@ -21,11 +21,16 @@ PIECES = (
     ("transformers", "transformers", "loads the models", "pip install -c constraints.txt -e '.[cpu]'"),
     ("av", "av", "reads video files", "pip install -c constraints.txt -e '.[cpu]'"),
     ("faiss", "faiss-cpu", "searches large memories fast", "pip install -c constraints.txt -e '.[cpu]'"),
-    ("decord", "decord", "another decoder, x86 only", "pip install -c constraints.txt -e '.[cpu,decord]'"),
+    (
+        "decord",
+        "decord",
+        "another decoder, x86 only; not used by this version yet",
+        "pip install -c constraints.txt -e '.[cpu,decord]'",
+    ),
     (
         "torchcodec",
         "torchcodec",
-        "a faster decoder where FFmpeg is installed",
+        "a faster decoder where FFmpeg is installed; not used by this version yet",
         "pip install -c constraints.txt -e '.[cpu,torchcodec]'",
     ),
 )

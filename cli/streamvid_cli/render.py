@@ -82,10 +82,11 @@ def finish_answer(answer: Answer) -> None:
     sys.stdout.flush()
 
 
-def show_receipt(receipt: Receipt, *, explain: bool) -> None:
-    """The short receipt, or the whole one."""
+def show_receipt(receipt: Receipt, *, explain: bool, said: Sequence[str] = ()) -> None:
+    """The short receipt, or the whole one; warnings that were already said are not said again."""
     console = stderr()
-    console.print(receipt.short(), markup=False, style="dim")
+    lines = [line for line in receipt.short().splitlines() if line.removeprefix("warning: ") not in said]
+    console.print("\n".join(lines), markup=False, style="dim")
     if not explain:
         return
     table = Table("stage", "seconds", "tokens in", "tokens out", title="stages", title_justify="left")

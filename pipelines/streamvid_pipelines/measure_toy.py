@@ -22,7 +22,7 @@ from pathlib import Path
 
 from streamvid.memory.bank import Bank
 from streamvid.toy.questions import KINDS, Question, ask_all
-from streamvid.toy.video import write_video
+from streamvid.toy.video import parse_size, write_video
 from streamvid.toy.world import Scene, needle_scene, sample_scene
 from streamvid_pipelines.ask import AskVideo, Loaded, Request, load
 
@@ -88,7 +88,8 @@ def run(
     for scene, questions in scenes:
         path = folder / f"{scene.seed}-{scene.seconds}-{size}.mp4"
         if not path.exists():
-            write_video(scene, path, height=size, width=size, fps=fps)
+            height, width = parse_size(size)
+            write_video(scene, path, height=height, width=width, fps=fps)
         with Bank.open(folder / f"memory-{abs(hash(request))}") as bank:
             video = AskVideo(path, request, loaded, bank)
             video.prepare()
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--model", default="toy")
     parser.add_argument("--parts", default="all,quarter,held-out,needle")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", default="128", help="of the clips, as in 128 or 160x120")
     parser.add_argument("--wrong", type=int, default=0, help="print this many wrong answers of each part")
     args = parser.parse_args()
     parts = args.parts.split(",")

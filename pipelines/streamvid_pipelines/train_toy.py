@@ -53,6 +53,12 @@ CODE_NORM = 0.8
 SINCE_WEIGHT = 0.6
 """Copying a time from far away is what is learnt last; it gets a louder teacher."""
 
+SEEN_WEIGHT = 0.5
+"""Of the code loss while both learn: the tower must not drift from what made it readable."""
+
+TOWER_RATE = 0.25
+"""Learning rate of the tower in the joint stage, as a share of the language model's."""
+
 LONG_SHARE = 0.2
 """Part of the joint steps that show long scenes."""
 
@@ -283,20 +289,28 @@ def schedule(step: int, steps: int, peak: float, warm: int = 150) -> float:
 class Run:
     """One stage's optimiser, checkpoint and log."""
 
-    def __init__(self, out: Path, stage: str, modules: dict[str, nn.Module], steps: int, peak: float) -> None:
+    def __init__(
+        self,
+        out: Path,
+        stage: str,
+        modules: dict[str, nn.Module],
+        steps: int,
+        peak: float,
+        slower: nn.Module | None = None,
+    ) -> None:
         self.path = out / f"{stage}.pt"
         self.log_path = out / f"{stage}.jsonl"
         self.modules, self.steps, self.peak = modules, steps, peak
-        matrices: list[nn.Parameter] = []
-        vectors: list[nn.Parameter] = []
-        for module in modules.values():
-            for parameter in module.parameters():
-                if parameter.requires_grad:
-                    (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-        matrices, vectors = list(dict.fromkeys(matrices)), list(dict.fromkeys(vectors))
-        groups = [{"params": matrices, "weight_decay": 0.03}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
-        self.parameters = matrices + vectors
+        slow = {id(p) for p in slower.parameters()} if slower is not None else set()
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in dict.fromkeys(p for module in modules.values() for p in module.parameters()):
+            if parameter.requires_grad:
+                kind = (TOWER_RATE if id(parameter) in slow else 1.0, 0.03 if parameter.ndim >= 2 else 0.0)
+                groups.setdefault(kind, []).append(parameter)
+        self.rates = [rate for rate, _ in groups]
+        self.parameters = [parameter for group in groups.values() for parameter in group]
+        parts = [{"params": group, "weight_decay": decay} for (_, decay), group in groups.items()]
+        self.optimizer = torch.optim.AdamW(parts, lr=peak, betas=(0.9, 0.98), fused=True)
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -309,8 +323,8 @@ class Run:
     def update(self, loss: Tensor) -> None:
         """One optimiser step."""
         rate = schedule(self.step, self.steps, self.peak)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, share in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -404,7 +418,7 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
     if not (out / "joint.pt").exists():
         reader.load_state_dict(torch.load(out / "language.pt", weights_only=True)["reader"], strict=False)
         model.model.visual.load_state_dict(torch.load(out / "tower.pt", weights_only=True)["tower"])
-    run = Run(out, "joint", {"reader": reader}, steps, 8e-4)
+    run = Run(out, "joint", {"reader": reader}, steps, 8e-4, slower=model.model.visual)
     tally: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     sums: dict[str, float] = {}
     while run.step < steps:
@@ -433,7 +447,7 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
             logits, dense = reader(batch, features, deep)
         seen, found = code_loss(features if before_tower else whole, labels, width)
         answer = answer_loss(batch, logits)
-        run.update(answer + 0.2 * sum(dense.values()) + SINCE_WEIGHT * dense.get("since", 0) + 0.1 * seen)
+        run.update(answer + 0.2 * sum(dense.values()) + SINCE_WEIGHT * dense.get("since", 0) + SEEN_WEIGHT * seen)
         _note(tally, sums, batch, logits, answer, dense)
         for key, value in found.items():
             sums[f"seen_{key}"] = sums.get(f"seen_{key}", 0.0) + value

@@ -46,7 +46,7 @@ def test_answers_are_as_good_as_the_bars(tmp_path: Path) -> None:
     scores = {}
     for reduce in ("none", QUARTER):
         scenes = asked_scenes(range(700_000, 700_024), held_out=False)
-        scores[reduce] = run(scenes, Request(model="toy", reduce=reduce), loaded, tmp_path, size=128, fps=10)
+        scores[reduce] = run(scenes, Request(model="toy", reduce=reduce), loaded, tmp_path, size="128", fps=10)
     assert scores["none"].share() >= 0.9
     assert scores[QUARTER].share() >= scores["none"].share() - 0.05
     assert scores[QUARTER].tokens_given <= 0.25 * scores[QUARTER].tokens_seen
