@@ -427,7 +427,7 @@ def train_joint(out: Path, steps: int, clips: int) -> None:
         (rows, columns), size = SIZES[int(rng.integers(len(SIZES)))]
         share = max(run.step / steps, 0.2)
         long = rng.random() < LONG_SHARE
-        count = clips // 2 if long else clips
+        count = max(1, clips // 2) if long else clips
         samples = list(draw_samples(run.step, count, share=share, seed=37, rows=rows, columns=columns, long=long))
         batch = collate(samples)
         kept = torch.from_numpy(np.concatenate([s.keep.reshape(-1) for s in samples]))
