@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -353,26 +354,17 @@ def ask(
         return [video.ask(question, on_text) for question in asked]
 
 
-class open_ask:  # noqa: N801 - used like a function
-    """Context manager around ``AskVideo`` that opens and closes the memory folder."""
+@contextmanager
+def open_ask(path: str | Path, request: Request, say: Callable[[str], None]) -> Iterator[AskVideo]:
+    """An ``AskVideo`` over the memory folder of the request, closed in the end.
 
-    def __init__(self, path: str | Path, request: Request, say: Callable[[str], None]) -> None:
-        """Nothing happens before the ``with`` block."""
-        self.path, self.request, self.say = path, request, say
-
-    def __enter__(self) -> AskVideo:
-        self.request.check()
-        check_file(self.path)
-        folder = self.request.memory if self.request.memory is not None else default_folder()
-        self.bank = Bank.open(folder, limits=self.request.limits())
-        try:
-            return AskVideo(self.path, self.request, load(self.request, self.say), self.bank)
-        except BaseException:
-            self.bank.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.bank.close()
+    Everything that can be seen to be wrong is found before a model is loaded.
+    """
+    request.check()
+    check_file(path)
+    folder = request.memory if request.memory is not None else default_folder()
+    with Bank.open(folder, limits=request.limits()) as bank:
+        yield AskVideo(path, request, load(request, say), bank)
 
 
 def _timed(stream: Iterable[Clip], receipt: Receipt) -> Iterator[Clip]:
