@@ -227,7 +227,7 @@ class Session:
         spans = self.bank.spans(source.id)
         memory = self.bank.view(source.id)
         asked = self.embedder.texts([question])[0] if self.embedder else None
-        budget = self._fitting_budget(question, receipt)
+        budget = self._fitting_budget(question, int(memory.tokens.sum()), receipt)
         if asked is not None and memory.keys.shape[-1]:
             memory = replace(
                 memory, similarity=self._similarity(asked, source.id, [span.id for span in spans], receipt)
@@ -289,7 +289,7 @@ class Session:
         out[[row_of[span_id] for span_id in ids.tolist()]] = similarity
         return out
 
-    def _fitting_budget(self, question: str, receipt: Receipt) -> int:
+    def _fitting_budget(self, question: str, remembered: int, receipt: Receipt) -> int:
         """The answer's token budget, stepped down to what the model's context leaves room for."""
         room = self.adapter.info.context_tokens
         fixed = self.adapter.prompt(None, question).input_ids.shape[1] + 256

@@ -81,6 +81,14 @@ def run(arguments: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a mistake of ours; the traceback is for whoever mends it
+        if os.environ.get("STREAMVID_DEBUG"):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        sys.stderr.write(f"error: this is a bug in streamvid ({what}); what was stored is safe, --debug shows where\n")
+        return 1
     if code == INTERRUPTED:
         sys.stderr.write("\ninterrupted; what was watched is remembered, the same command goes on from there\n")
     return code

@@ -350,7 +350,9 @@ class Catalog:
             source_id,
         )
         return [
-            torch.from_numpy(np.frombuffer(row["vectors"], "<f4").astype(np.float32)).reshape(-1, row["width"])
+            torch.from_numpy(np.frombuffer(row["vectors"], "<f4").astype(np.float32)).reshape(
+                -1 if row["width"] else 0, row["width"]
+            )
             for row in rows
         ]
 

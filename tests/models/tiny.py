@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -84,6 +86,25 @@ def qwen3_vl() -> Qwen3VL:
                     else parameter + torch.randn_like(parameter) * 0.1
                 )
     return Qwen3VL(model, tokenizer, PIXELS, name="tiny", fingerprint="tiny")
+
+
+def write(folder: Path) -> Path:
+    """The tiny model as a checkpoint folder in the Hugging Face layout."""
+    adapter = qwen3_vl()
+    adapter.model.save_pretrained(folder)
+    adapter.tokenizer.save_pretrained(folder)
+    video = {
+        "patch_size": PIXELS.patch_size,
+        "temporal_patch_size": PIXELS.temporal_patch_size,
+        "merge_size": PIXELS.merge_size,
+        "image_mean": PIXELS.mean,
+        "image_std": PIXELS.std,
+        "size": {"shortest_edge": PIXELS.shortest_edge, "longest_edge": PIXELS.longest_edge},
+        "max_video_tokens": PIXELS.max_video_tokens,
+        "fps": PIXELS.fps,
+    }
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+    return folder
 
 
 def clip(frames: int = 8, height: int = 60, width: int = 80, seed: int = 0) -> Clip:

@@ -209,6 +209,29 @@ def test_clips_of_large_frames_are_shorter_so_that_memory_is_bounded() -> None:
         assert frames == 8 or frames * height * width * 3 <= pipeline.CLIP_BYTES
 
 
+def test_without_an_embedder_recall_goes_by_time_and_says_so(video: Path, tmp_path: Path) -> None:
+    """What a user of a real checkpoint has before an image-text encoder was downloaded."""
+    settings = {"model": "toy", "embedder": "none", "threads": 1, "memory": tmp_path}
+    for budget in (4096, 30):
+        answer = ask(video, "when does the red cross appear?", budget=budget, **settings)[0]
+        assert answer.text
+        assert answer.receipt.tokens_given <= budget
+        assert all(span.similarity is None for span in answer.receipt.spans)
+        assert any("by time alone" in warning for warning in answer.receipt.warnings)
+
+
+def test_a_checkpoint_folder_of_ones_own_is_loaded_like_any_other(video: Path, tmp_path: Path) -> None:
+    from tests.models import tiny
+
+    folder = tiny.write(tmp_path / "my-model")
+    settings = {"embedder": "none", "threads": 1, "memory": tmp_path / "memory", "max_new_tokens": 4}
+    first = ask(video, "what happens?", model=str(folder), **settings)[0]
+    assert first.receipt.model.startswith("my-model")
+    for dtype in ("float32", "bfloat16"):
+        again = ask(video, "what happens?", model=str(folder), dtype=dtype, **settings)[0]
+        assert again.receipt.cache == ("hit" if dtype == "float32" else "miss")
+
+
 def test_fresh_forgets_and_watches_again(video: Path, loaded: Loaded, tmp_path: Path) -> None:
     open_video(video, loaded, tmp_path).prepare()
     again = open_video(video, loaded, tmp_path, fresh=True)
