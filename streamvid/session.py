@@ -300,7 +300,7 @@ class Session:
         # a frame with a single token left costs its time stamp too: count on one stamp per eight tokens
         share = 1 + self.adapter.prompt_overhead(1) / 8
         most = max(1, int((room - fixed) / share))
-        if self.limits.answer_tokens > most:
+        if min(self.limits.answer_tokens, remembered) > most:
             receipt.warn(
                 f"the budget of {self.limits.answer_tokens} tokens was lowered to {most}, what the model can read"
             )

@@ -232,6 +232,21 @@ def test_a_checkpoint_folder_of_ones_own_is_loaded_like_any_other(video: Path, t
         assert again.receipt.cache == ("hit" if dtype == "float32" else "miss")
 
 
+def test_the_budget_steps_down_to_what_the_model_can_read(video: Path, tmp_path: Path) -> None:
+    from tests.models import tiny
+
+    folder = tiny.write(tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 600
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"model": str(folder), "embedder": "none", "threads": 1, "max_new_tokens": 2, "memory": tmp_path / "m"}
+    tight = ask(video, "what happens?", reduce="none", **settings)[0].receipt
+    assert any("lowered" in warning for warning in tight.warnings)
+    assert tight.tokens_given < tight.tokens_remembered and tight.prompt_tokens < 600
+    loose = ask(video, "what happens?", reduce="rlt", **settings)[0].receipt
+    assert not any("lowered" in warning for warning in loose.warnings)
+
+
 def test_fresh_forgets_and_watches_again(video: Path, loaded: Loaded, tmp_path: Path) -> None:
     open_video(video, loaded, tmp_path).prepare()
     again = open_video(video, loaded, tmp_path, fresh=True)
