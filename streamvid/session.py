@@ -17,7 +17,7 @@ from streamvid.budget import Limits
 from streamvid.errors import SettingsError, UnsupportedError
 from streamvid.frames import Clip
 from streamvid.memory.bank import Bank, Writer
-from streamvid.memory.catalog import SourceRecord
+from streamvid.memory.catalog import SourceRecord, SpanRecord
 from streamvid.models.adapter import Adapter, GenerationStats
 from streamvid.models.pixels import tubelet_times
 from streamvid.query.evidence import Moment, cite
@@ -273,7 +273,8 @@ class Session:
         if stats.stopped == "length":
             receipt.warn(f"the answer was cut at {max_new_tokens} tokens; raise --max-new-tokens for the rest")
         embed = self.embedder.texts if self.embedder is not None else None
-        moments = _moments(parts, [memory.keys[i] for i in range(len(spans)) if counts[i]])
+        rows = [memory.keys[i] for i in range(len(spans)) if counts[i]]
+        moments = _moments([span for span, _ in chosen], parts, rows)
         cited = cite(text, question, moments, embed)
         receipt.peak_rss_bytes = peak_rss_bytes()
         return Answer(question, text, tuple(cited), receipt)
@@ -323,15 +324,28 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _moments(parts: Sequence[VideoTokens], keys: Sequence[Tensor]) -> list[Moment]:
-    """The frames the given tokens belong to, each with its key."""
-    out = []
-    for part, rows in zip(parts, keys, strict=True):
-        for frame in torch.unique(part.position[:, 0]).tolist():
-            first = int((part.position[:, 0] == frame).nonzero()[0])
-            start = float(part.pts_seconds[first])
+def _moments(spans: Sequence[SpanRecord], parts: Sequence[VideoTokens], keys: Sequence[Tensor]) -> list[Moment]:
+    """The frames the given tokens belong to, each with its key and for as long as nothing changed.
+
+    A frame in which nothing changed was not encoded and has the very key of the frame before it: the
+    tokens given of that one stand for it too.
+    """
+    out: list[Moment] = []
+    for span, part, rows in zip(spans, parts, keys, strict=True):
+        frames = span.grid[0]
+        step = float(span.stop - span.start) / frames
+        first_rows = {int(f): row for row, f in reversed(list(enumerate(part.position[:, 0].tolist())))}
+        for frame in range(frames):
             key = rows[frame] if frame < len(rows) and bool(rows[frame].any()) else None
-            out.append(Moment(start, start + float(part.duration_seconds[first]), key))
+            begin = float(span.start) + frame * step
+            if frame in first_rows:
+                row = first_rows[frame]
+                start = float(part.pts_seconds[row])
+                out.append(Moment(start, start + float(part.duration_seconds[row]), key))
+            elif out and key is not None and out[-1].key is not None:
+                unchanged = torch.equal(key, out[-1].key)
+                if unchanged and abs(out[-1].stop_seconds - begin) < step / 2:
+                    out[-1] = replace(out[-1], stop_seconds=begin + step)
     return out
 
 

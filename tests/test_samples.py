@@ -12,6 +12,7 @@ import pytest
 
 from streamvid.ingest import open_source
 from streamvid.toy.questions import KINDS
+from streamvid_pipelines.ask import ask
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 CLIPS = sorted(SAMPLES.glob("*.mp4"))
@@ -40,6 +41,13 @@ def test_programs_run(program: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "shape" in done.stdout or "tokens" in done.stdout
     assert len(program.read_text().splitlines()) < 60
+
+
+def test_a_shape_that_stays_is_cited_for_as_long_as_it_stays(tmp_path: Path) -> None:
+    """Only its first frame was encoded; the tokens of that one stand for all that look the same."""
+    answer = ask(SAMPLES / "three_shapes.mp4", "is there a blue square?", model="toy", memory=tmp_path, threads=1)[0]
+    assert answer.text == "yes"
+    assert answer.spans == ((12.0, 17.0),)
 
 
 def test_the_readme_command_gives_the_readme_answer(tmp_path: Path) -> None:

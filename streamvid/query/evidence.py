@@ -29,7 +29,7 @@ def cite(
     moments: Sequence[Moment],
     embed: Callable[[Sequence[str]], Tensor] | None,
     *,
-    join_seconds: float = 1.0,
+    join_seconds: float = 0.05,
 ) -> list[tuple[float, float]]:
     """Spans of the given moments that an answer rests on, in time order and without overlap.
 
@@ -43,7 +43,7 @@ def cite(
         question: the user's words.
         moments: in time order.
         embed: texts to unit vectors in the space of the moments' keys; None cites named times only.
-        join_seconds: moments closer than this become one span.
+        join_seconds: moments closer than this become one span; a span is never wider than what was given.
     """
     found: set[int] = set()
     for seconds in named_times(answer):
