@@ -53,9 +53,12 @@ def cite(
         if keyed:
             keys = torch.stack([key for _, key in keyed])
             clauses = [c.strip(" .") for c in _CLAUSE.split(answer) if c.strip(" .")]
-            short = len(clauses) == 1 and len(clauses[0].split()) <= 4
-            texts = [f"{question} {clauses[0]}"] if short else clauses
-            for row in (keys @ embed(texts).T).T if texts else []:
+            rows = list((keys @ embed(clauses).T).T) if clauses else []
+            if len(clauses) == 1 and len(clauses[0].split()) <= 4:
+                # "left" says nothing alone, "the red circle" says it all: take what points more clearly
+                whole = (keys @ embed([f"{question} {clauses[0]}"]).T)[:, 0]
+                rows = [max(whole, rows[0], key=lambda row: float(row.max() - row.median()))]
+            for row in rows:
                 found.update(keyed[i][0] for i in _outstanding(row))
     return merge([(moments[i].start_seconds, moments[i].stop_seconds) for i in sorted(found)], join_seconds)
 
