@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 _TIME = re.compile(r"\b(?:(\d+):)?(\d{1,2}):(\d{2})(?:\.\d+)?\b|\b(\d+(?:\.\d+)?)\s*(?:seconds?|secs?|s)\b")
+_NAMES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
+"""How an answer begins that names a thing, and so can be looked for by itself."""
+
 _CLAUSE = re.compile(r", then |; |\. |\n+")
 
 
@@ -53,11 +56,10 @@ def cite(
         if keyed:
             keys = torch.stack([key for _, key in keyed])
             clauses = [c.strip(" .") for c in _CLAUSE.split(answer) if c.strip(" .")]
-            rows = list((keys @ embed(clauses).T).T) if clauses else []
             if len(clauses) == 1 and len(clauses[0].split()) <= 4:
-                # "left" says nothing alone, "the red circle" says it all: take what points more clearly
-                whole = (keys @ embed([f"{question} {clauses[0]}"]).T)[:, 0]
-                rows = [max(whole, rows[0], key=lambda row: float(row.max() - row.median()))]
+                named = _NAMES.sub("", clauses[0])  # "the red circle" says it all, "left" says nothing alone
+                clauses = [named if named != clauses[0] else f"{question} {clauses[0]}"]
+            rows = list((keys @ embed(clauses).T).T) if clauses else []
             for row in rows:
                 found.update(keyed[i][0] for i in _outstanding(row))
     return merge([(moments[i].start_seconds, moments[i].stop_seconds) for i in sorted(found)], join_seconds)
