@@ -57,7 +57,7 @@ def test_unknown_methods_are_skipped_and_broken_cases_fail(tmp_path: Path, capsy
     assert main([str(tmp_path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["skipped"] == 1
-    assert report["cases"][0]["ok"] is None
+    assert report["cases"] == []
     (tmp_path / "rlt").mkdir()
     np.savez(tmp_path / "rlt" / "case.npz", x=np.zeros(1))
     assert main([str(tmp_path)]) == 1
