@@ -163,6 +163,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=300, help="clips of 16 s, held-out pairs get a third of that")
+    parser.add_argument("--seconds", type=int, default=16, help="length of the clips")
     parser.add_argument("--needles", type=int, default=10, help="long videos of each kind; 0 leaves them out")
     parser.add_argument("--minutes", type=int, default=10, help="length of the long videos")
     parser.add_argument("--model", default="toy")
