@@ -193,9 +193,8 @@ def main() -> None:
         }
         for part, (title, asked, chosen, held_out) in jobs.items():
             if part in parts:
-                columns[title] = run(
-                    asked_scenes(chosen, held_out=held_out), asked, loaded, folder, size=args.size, fps=10
-                )
+                scenes = asked_scenes(chosen, held_out=held_out, seconds=args.seconds)
+                columns[title] = run(scenes, asked, loaded, folder, size=args.size, fps=10)
                 report[part] = columns[title].to_dict()
                 print(f"{title}: {columns[title].share():.3f} after {time.time() - began:.0f} s", file=sys.stderr)
                 for wrong in columns[title].wrong[: args.wrong]:
