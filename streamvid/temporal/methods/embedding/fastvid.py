@@ -72,7 +72,7 @@ class FastVid(EmbeddingMethod):
         dyseg_ignore: similarity from which a frame is a near copy of the one before; only ``qwen``.  Lower
             leaves out more frames, above 1 none.  The released scripts use 0.95; a mean over a frame hardly
             notices a small subject, and at 0.95 frames it moved through were left out (toy world, a quarter
-            of the tokens: 3 points of exact answers on still cameras, 7 without rlt), so ours is 0.99.
+            of the tokens, 24 clips: 2 points of exact answers after rlt, 7 without it), so ours is 0.99.
         stprune_d: share of the budget for context tokens, in [0, 1].
         dtm_p: distance of anchor frames, >= 1; larger merges over longer stretches.
         dtm_beta: least weight of a context token against those that join it, in [0, 1]; higher blends

@@ -24,8 +24,9 @@ class Hybrid(MemoryMethod):
 
     A question may point somewhere clearly: some spans are then far more similar to it than spans
     usually are.  In that case only those that stand out count as relevant and the gist is held to
-    ``gist_share``, even if the budget is not used up: more context than a question needs makes
-    answers worse, not better.  A question about everything ("what happens?") points nowhere and
+    ``gist_share``, even if the budget is not used up: more context than a question needs can make
+    answers worse (toy needles among distractors: 95 % right on 1.6 % of the tokens, 45 % when the
+    whole 5 % were spent).  A question about everything ("what happens?") points nowhere and
     uses the whole budget; so does recall without a question vector.
 
     Args:
