@@ -1,7 +1,8 @@
 """What a decoder yields before sampling: pictures that know their time and are not yet RGB.
 
 This is the seam between decoders and everything else.  A decoder implements ``Pictures``;
-sampling, clips and the pipelines know no decoder.
+sampling, clips and the pipelines know no decoder.  Pixels are numpy arrays here, so that the
+process that decodes need not load torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Self
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(slots=True)
@@ -46,6 +48,9 @@ class DecodeStats:
     restarts: int = 0
     """Jumps that could not be trusted, so that the file was read again in order."""
 
+    dropped: int = 0
+    """Sampled frames that a full buffer threw away because nobody took them in time."""
+
     def as_dict(self) -> dict[str, int]:
         """All counts by name."""
         return asdict(self)
@@ -63,8 +68,12 @@ class Picture(ABC):
     """How long it stays if nothing comes after it, in seconds; always positive."""
 
     @abstractmethod
-    def pixels(self, size: tuple[int, int] | None = None) -> Tensor:
-        """The picture, upright, as ``(H, W, 3)`` uint8 RGB; ``size`` is (H, W), None for the full one."""
+    def pixels(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """The picture, upright, as ``(H, W, 3)`` RGB; ``size`` is (H, W), None for the full one."""
+
+    @abstractmethod
+    def grey(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """A small ``(h, w)`` picture of its brightness, each pixel the mean of what it covers; cheap."""
 
 
 class Pictures(Iterator[Picture], ABC):

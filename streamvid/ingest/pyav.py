@@ -17,7 +17,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
@@ -27,12 +26,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from torch import Tensor
 
 from streamvid.errors import SourceError
 from streamvid.ingest.files import why_unreadable
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
-from streamvid.ingest.source import Source, SourceInfo
+from streamvid.ingest.reader import Reader, SourceInfo
 
 _FALL_SECONDS = 1
 _LEAP_SECONDS = 10
@@ -79,9 +77,9 @@ class Upright:
         return self.transpose ^ self.flip_x ^ self.flip_y
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``(H, W, 3)`` upright; the same array if nothing is to do."""
+        """``(H, W, ...)`` upright; the same array if nothing is to do."""
         if self.transpose:
-            image = image.transpose(1, 0, 2)
+            image = image.swapaxes(0, 1)
         if self.flip_x:
             image = image[:, ::-1]
         if self.flip_y:
@@ -160,7 +158,7 @@ _NAMED_PROFILES = frozenset({"png", "apng"})
 """Codecs whose frames must not be asked for side data: PyAV 18.1 frees the name of a colour profile twice."""
 
 
-class PyavSource(Source):
+class PyavReader(Reader):
     """A file read by PyAV.
 
     Args:
@@ -172,7 +170,6 @@ class PyavSource(Source):
     """
 
     def __init__(self, path: Path, *, name: str) -> None:
-        super().__init__()
         container = _open(path, name)
         try:
             stream = _choose_stream(container, name)
@@ -271,9 +268,13 @@ class PyavPicture(Picture):
         self.duration = duration
         self._owner = owner
 
-    def pixels(self, size: tuple[int, int] | None = None) -> Tensor:
-        """``(H, W, 3)`` uint8 RGB, upright."""
+    def pixels(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """``(H, W, 3)`` RGB, upright."""
         return self._owner.convert(self.frame, size)
+
+    def grey(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """``(h, w)`` brightness, upright."""
+        return self._owner.grey(self.frame, size)
 
 
 class PyavPictures(Pictures):
@@ -326,7 +327,7 @@ class PyavPictures(Pictures):
                 self._landing = None
             return picture
 
-    def convert(self, frame: VideoFrame, size: tuple[int, int] | None) -> Tensor:
+    def convert(self, frame: VideoFrame, size: tuple[int, int] | None) -> NDArray[np.uint8]:
         """RGB of the source's one size, or of ``size``, upright; range and matrix are those the frame names."""
         height, width = self._film.size or (frame.height, frame.width)
         if (height, width) != (frame.height, frame.width):
@@ -341,7 +342,13 @@ class PyavPictures(Pictures):
         except (av.error.FFmpegError, ValueError) as reason:
             kind = frame.format.name
             raise SourceError(f"{self._film.name} has pictures of a kind that cannot be shown: {kind}") from reason
-        return torch.from_numpy(self._film.upright.apply(image))
+        return self._film.upright.apply(image)
+
+    def grey(self, frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Brightness only, averaged down to ``size``."""
+        height, width = size[::-1] if self._film.upright.transpose else size
+        shown = self._reformatter.reformat(frame, width, height, "gray", interpolation=Interpolation.AREA, threads=1)
+        return self._film.upright.apply(np.asarray(shown.to_ndarray(), dtype=np.uint8))
 
     def _forget_clock(self) -> None:
         self._last: Fraction | None = None

@@ -11,10 +11,10 @@ from fractions import Fraction
 from math import ceil, isfinite
 from typing import Self
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from streamvid.errors import SettingsError, SourceError
-from streamvid.frames import Frame
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
 
 Seconds = Fraction | float | int
@@ -124,8 +124,19 @@ class SamplingReport:
         return float(self.frames / (self.stop - self.start))
 
 
-class SampledFrames(Iterator[Frame]):
-    """Frames of a source at the planned times; holds two pictures at most.
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One sampled picture: what a ``Frame`` is made of."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+
+    pts: Fraction
+    duration: Fraction
+
+
+class Sampler(Iterator[Shot]):
+    """Pictures of a source at the planned times; holds two pictures at most.
 
     ``report`` and ``stats`` are up to date at any moment.  Ends by itself; ``close`` (or the
     end of a ``with`` block) lets go of the file earlier.
@@ -167,7 +178,7 @@ class SampledFrames(Iterator[Frame]):
             notes=self._plan.notes,
         )
 
-    def __next__(self) -> Frame:
+    def __next__(self) -> Shot:
         return next(self._steps)
 
     def close(self) -> None:
@@ -181,7 +192,7 @@ class SampledFrames(Iterator[Frame]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> Generator[Frame, None, None]:
+    def _run(self) -> Generator[Shot, None, None]:
         """Walk with one picture of lookahead, so that it is known when each picture goes."""
         plan, pictures = self._plan, self._pictures
         with pictures:
@@ -203,7 +214,7 @@ class SampledFrames(Iterator[Frame]):
             span = f"{float(plan.start):g} and {float(plan.stop):g} s" if plan.stop is not None else "start and end"
             raise SourceError(f"{self._name} shows no picture between {span}")
 
-    def _take(self, shown: Picture, gone: Fraction) -> Iterator[Frame]:
+    def _take(self, shown: Picture, gone: Fraction) -> Iterator[Shot]:
         """The frames that one picture gives while it is on screen, none if no target meets it."""
         plan = self._plan
         limit = gone if plan.stop is None else min(gone, plan.stop)
@@ -213,7 +224,7 @@ class SampledFrames(Iterator[Frame]):
                 yield self._frame(shown.pixels(self._size), pts, limit - pts)
             return
         self._k = max(self._k, ceil((shown.pts - plan.start) * plan.fps))
-        pixels: Tensor | None = None
+        pixels: NDArray[np.uint8] | None = None
         while self._target() < limit and not self._full():
             # The first time a picture is given it carries its own time, later the target's.
             pts = self._target() if pixels is not None else max(shown.pts, plan.start)
@@ -221,13 +232,13 @@ class SampledFrames(Iterator[Frame]):
             self._k += 1
             yield self._frame(pixels, pts, min(self._target(), limit) - pts)
 
-    def _frame(self, pixels: Tensor, pts: Fraction, duration: Fraction) -> Frame:
+    def _frame(self, pixels: NDArray[np.uint8], pts: Fraction, duration: Fraction) -> Shot:
         if self._first is None:
             self._first = pts
         self._frames += 1
         self._gap = max(self._gap, pts - self._seen_until)
         self._seen_until = pts + duration
-        return Frame(pixels, pts, duration)
+        return Shot(pixels, pts, duration)
 
     def _target(self) -> Fraction:
         """The next target time; without a rate the start, as every picture is wanted."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamvid.frames import Frame
-from streamvid.ingest import clips
+from streamvid.ingest.clips import clips
 
 
 def stream(count: int, alive: list[weakref.ref[torch.Tensor]]) -> Iterator[Frame]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from streamvid.ingest import DecodeStats, Sampling, clips, open_source
-from streamvid.ingest.pyav import PyavPictures, PyavSource
+from streamvid.ingest import DecodeStats, Sampling, open_source
+from streamvid.ingest.clips import clips
+from streamvid.ingest.pyav import PyavPictures, PyavReader
 from tests.ingest.synthetic import even, number, numbers, same, write, write_two
 
 VARIABLE = [Fraction(t, 1000) for t in (0, 40, 200, 210, 1000, 1033, 1066, 4000, 4001, 4500)]
@@ -129,8 +130,8 @@ def test_clock_that_starts_again_goes_on(tmp_path: Path) -> None:
 
 def test_misplaced_pictures_are_passed_over_and_counted(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "x.mp4", even(3)))
-    assert isinstance(source, PyavSource)
-    with PyavPictures(source._film) as pictures:
+    assert isinstance(source.reader, PyavReader)
+    with PyavPictures(source.reader._film) as pictures:
         times, stats = place(pictures, [0, 10, 10, 9, 20, None, 40])
         assert times == [0, 10, 20, 30, 40]
         assert stats.misplaced == 2 and stats.untimed == 1
@@ -151,8 +152,8 @@ def test_one_damaged_time_spoils_no_other(
     tmp_path: Path, stamps: list[int], times: list[int], jumps: int, misplaced: int
 ) -> None:
     source = open_source(write(tmp_path / "x.mp4", even(3)))
-    assert isinstance(source, PyavSource)
-    with PyavPictures(source._film) as pictures:
+    assert isinstance(source.reader, PyavReader)
+    with PyavPictures(source.reader._film) as pictures:
         got, stats = place(pictures, list(stamps))
         assert (got, stats.jumps, stats.misplaced) == (times, jumps, misplaced)
 
@@ -205,11 +206,11 @@ def test_jumping_gives_exactly_what_reading_on_gives(
     tmp_path: Path, name: str, how: dict[str, object], sampling: Sampling
 ) -> None:
     source = open_source(write(tmp_path / name, even(200, start=0.5), **how))  # type: ignore[arg-type]
-    assert isinstance(source, PyavSource)
+    assert isinstance(source.reader, PyavReader)
     frames = source.frames(sampling)
     jumped = list(frames)
     stats, report = source.stats, source.report
-    source._film.jumps, source._film.keys = False, None
+    source.reader._film.jumps, source.reader._film.keys = False, None
     plain = list(source.frames(sampling))
     assert same(jumped, plain) and report == source.report
     assert source.stats.seeks == 0

@@ -5,22 +5,25 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from numpy.typing import NDArray
 
 from streamvid.errors import SettingsError, SourceError
-from streamvid.ingest import DecodeStats, Picture, Pictures, Plan, SampledFrames, Sampling, Source, SourceInfo
+from streamvid.ingest import DecodeStats, Picture, Pictures, Plan, Reader, Sampler, Sampling, Source, SourceInfo
 
 
 class FakePicture(Picture):
     def __init__(self, number: int, pts: Fraction, duration: Fraction) -> None:
         self.number, self.pts, self.duration = number, pts, duration
 
-    def pixels(self, size: tuple[int, int] | None = None) -> Tensor:
-        return torch.full((1, 1, 3), self.number, dtype=torch.uint8)
+    def pixels(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        return np.full((1, 1, 3), self.number, dtype=np.uint8)
+
+    def grey(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        return np.full(size, self.number, dtype=np.uint8)
 
 
 class FakePictures(Pictures):
@@ -49,15 +52,18 @@ class FakePictures(Pictures):
         self.closed = True
 
 
-class FakeSource(Source):
+class FakeReader(Reader):
     def __init__(self, times: list[Fraction], last: Fraction, *, known: bool = True, seed: int | None = None) -> None:
-        super().__init__()
         self._times, self._last, self._seed = times, last, seed
         duration = times[-1] + last - times[0] if known else None
         self.info = SourceInfo("/x", "x", "fake", "fake", 1, 1, duration, times[0], Fraction(1), None, 0, "fake")
 
     def pictures(self) -> FakePictures:
         return FakePictures(self._times, self._last, self._seed)
+
+
+def fake(times: list[Fraction], last: Fraction, *, known: bool = True, seed: int | None = None) -> Source:
+    return Source(FakeReader(times, last, known=known, seed=seed))
 
 
 def reference(
@@ -97,10 +103,10 @@ def test_frames_are_those_of_the_reference_with_and_without_jumps(start, gaps, l
     a = start if a >= b else a
     expected = reference(times, last, fps, a, b)
     sampling = Sampling(fps=fps, start=a, stop=b)
-    plain = FakeSource(times, last).frames(sampling)
+    plain = fake(times, last).frames(sampling)
     frames = list(plain)
     assert [(int(f.pixels[0, 0, 0]), f.pts) for f in frames] == expected
-    jumping = FakeSource(times, last, seed=seed).frames(sampling)
+    jumping = fake(times, last, seed=seed).frames(sampling)
     again = list(jumping)
     assert [(f.pts, f.duration) for f in again] == [(f.pts, f.duration) for f in frames]
     assert jumping.report == plain.report
@@ -119,24 +125,24 @@ def at(*seconds: float) -> list[Fraction]:
 
 
 def test_a_still_picture_is_seen_as_long_as_it_stays() -> None:
-    frames = list(FakeSource(at(0.3), Fraction(3)).frames(Sampling(fps=1)))
+    frames = list(fake(at(0.3), Fraction(3)).frames(Sampling(fps=1)))
     assert [f.pts for f in frames] == at(0.3, 1.3, 2.3)
     assert sum(f.duration for f in frames) == 3
-    assert frames[0].pixels is frames[1].pixels
+    assert frames[0].pixels.data_ptr() == frames[1].pixels.data_ptr()
 
 
 def test_first_time_a_picture_keeps_its_own_time() -> None:
-    frames = list(FakeSource(at(0, 0.9, 1.95, 4), Fraction(1)).frames(Sampling(fps=1)))
+    frames = list(fake(at(0, 0.9, 1.95, 4), Fraction(1)).frames(Sampling(fps=1)))
     assert [f.pts for f in frames] == at(0, 0.9, 1.95, 3, 4)
 
 
 def test_a_picture_from_before_the_span_takes_the_start_of_the_span() -> None:
-    frames = list(FakeSource(at(0, 5), Fraction(5)).frames(Sampling(fps=1, start=3, stop=6)))
+    frames = list(fake(at(0, 5), Fraction(5)).frames(Sampling(fps=1, start=3, stop=6)))
     assert [(f.pts, f.duration) for f in frames] == [(3, 1), (4, 1), (5, 1)]
 
 
 def test_every_picture_once_without_a_rate() -> None:
-    frames = list(FakeSource(at(0, 0.5, 0.6, 9), Fraction(1)).frames(Sampling(start=0.55, stop=9)))
+    frames = list(fake(at(0, 0.5, 0.6, 9), Fraction(1)).frames(Sampling(start=0.55, stop=9)))
     assert [(f.pts, f.duration) for f in frames] == [
         (Fraction(11, 20), Fraction(1, 20)),
         (Fraction(3, 5), Fraction(42, 5)),
@@ -147,7 +153,7 @@ def test_every_picture_once_without_a_rate() -> None:
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_count_spreads_evenly_from_the_start(count: int, known: bool) -> None:
     times = [Fraction(k, 10) for k in range(70)]
-    taken = FakeSource(times, Fraction(1, 10), known=known).frames(Sampling(count=count))
+    taken = fake(times, Fraction(1, 10), known=known).frames(Sampling(count=count))
     frames = list(taken)
     assert len(frames) == count
     assert all(abs(f.pts - Fraction(7 * k, count)) <= Fraction(1, 10) for k, f in enumerate(frames))
@@ -155,7 +161,7 @@ def test_count_spreads_evenly_from_the_start(count: int, known: bool) -> None:
 
 def test_max_frames_lowers_the_rate_and_says_so() -> None:
     times = [Fraction(k, 10) for k in range(100)]
-    taken = FakeSource(times, Fraction(1, 10)).frames(Sampling(fps=5, max_frames=8))
+    taken = fake(times, Fraction(1, 10)).frames(Sampling(fps=5, max_frames=8))
     assert len(list(taken)) == 8
     assert taken.report.fps == Fraction(8, 10)
     assert taken.report.notes == ("max_frames=8 turns 5 fps into 0.8 fps",)
@@ -164,19 +170,19 @@ def test_max_frames_lowers_the_rate_and_says_so() -> None:
 
 def test_max_frames_that_fit_change_nothing() -> None:
     times = [Fraction(k, 10) for k in range(100)]
-    taken = FakeSource(times, Fraction(1, 10)).frames(Sampling(fps=1, max_frames=10))
+    taken = fake(times, Fraction(1, 10)).frames(Sampling(fps=1, max_frames=10))
     assert len(list(taken)) == 10 and taken.report.notes == ()
 
 
 def test_max_frames_bounds_every_picture_too() -> None:
     times = [Fraction(k, 10) for k in range(100)]
-    taken = FakeSource(times, Fraction(1, 10)).frames(Sampling(max_frames=10))
+    taken = fake(times, Fraction(1, 10)).frames(Sampling(max_frames=10))
     assert [f.pts for f in taken] == list(range(10))
     assert "every picture" in taken.report.notes[0]
 
 
 def test_a_float_rate_means_its_decimal() -> None:
-    assert FakeSource(at(0), Fraction(9)).plan(Sampling(fps=29.97)).fps == Fraction(2997, 100)
+    assert fake(at(0), Fraction(9)).plan(Sampling(fps=29.97)).fps == Fraction(2997, 100)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +207,12 @@ def test_impossible_settings_are_refused_at_once(bad: dict[str, float]) -> None:
 @pytest.mark.parametrize("span", [{"start": 20}, {"stop": 9}, {"start": 2, "stop": 3}], ids=str)
 def test_a_span_outside_of_the_video_is_refused_with_what_there_is(span: dict[str, float]) -> None:
     with pytest.raises(SourceError, match="runs from 10 to 12 s"):
-        FakeSource(at(10, 11), Fraction(1)).frames(Sampling(fps=1, **span))
+        fake(at(10, 11), Fraction(1)).frames(Sampling(fps=1, **span))
 
 
 def test_closing_early_closes_the_pictures() -> None:
     pictures = FakePictures(at(0, 1, 2), Fraction(1))
-    with SampledFrames(pictures, Plan(Fraction(0), None, Fraction(1))) as frames:
+    with Sampler(pictures, Plan(Fraction(0), None, Fraction(1))) as frames:
         next(frames)
         assert not pictures.closed
     assert pictures.closed
@@ -216,7 +222,7 @@ def test_closing_early_closes_the_pictures() -> None:
 def test_no_more_than_one_picture_of_lookahead() -> None:
     """A still or slow source must not be read ahead: frame k is out before picture k + 2 is asked for."""
     pictures = FakePictures([Fraction(k) for k in range(50)], Fraction(1))
-    frames = SampledFrames(pictures, Plan(Fraction(0), None, None))
+    frames = Sampler(pictures, Plan(Fraction(0), None, None))
     for k in range(40):
         next(frames)
         assert pictures._place <= k + 2

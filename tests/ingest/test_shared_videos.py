@@ -12,7 +12,7 @@ import pytest
 
 from streamvid.errors import SourceError
 from streamvid.ingest import Sampling, open_source
-from streamvid.ingest.pyav import PyavSource
+from streamvid.ingest.pyav import PyavReader
 from tests.ingest.synthetic import same
 
 VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -82,9 +82,9 @@ def shown_times(path: Path, index: int) -> list[Fraction]:
 def check_times(path: Path, sampling: Sampling) -> None:
     """Every frame is the picture on screen at its target, by the container's own times."""
     source = open_source(path)
-    assert isinstance(source, PyavSource)
+    assert isinstance(source.reader, PyavReader)
     frames = list(source.frames(sampling))
-    times = shown_times(path, source._film.index)
+    times = shown_times(path, source.reader._film.index)
     plan = source.plan(sampling)
     assert plan.fps is not None and frames
     # AVI stores no times of its own: FFmpeg counts packets there, and frames come a few of them later.
@@ -132,10 +132,10 @@ def test_odd_files_give_frames_or_one_clear_line(path: Path) -> None:
 @pytest.mark.parametrize("path", cases("natural"))
 def test_jumping_gives_exactly_what_reading_on_gives(path: Path) -> None:
     source = open_source(path)
-    assert isinstance(source, PyavSource)
+    assert isinstance(source.reader, PyavReader)
     sampling = Sampling(count=5, start=source.info.start + Fraction(1, 3))
     jumped = list(source.frames(sampling))
-    source._film.jumps, source._film.keys = False, None
+    source.reader._film.jumps, source.reader._film.keys = False, None
     assert same(jumped, list(source.frames(sampling)))
 
 
