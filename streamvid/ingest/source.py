@@ -137,6 +137,7 @@ def open_source(path: str | os.PathLike[str], *, decoder: str = "auto") -> Sourc
         raise SettingsError(f"unknown decoder {decoder!r}; {near(decoder, DECODERS)}")
     found = check_file(path)
     # Decoders are imported where they are chosen: optional ones may not be installed.
+    from streamvid.ingest.openers import FileOpener
     from streamvid.ingest.pyav import PyavReader
 
-    return Source(PyavReader(found, name=label(path)))
+    return Source(PyavReader(FileOpener(found, label(path))))
