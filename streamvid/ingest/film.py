@@ -58,6 +58,12 @@ class Film:
 
     time_base: Fraction
     by_dts: bool = False
+    timed: bool = True
+    """Whether pictures have times of their own."""
+
+    marks_keys: bool = False
+    """Whether key frames can be told by their packets, and have times of their own."""
+
     show_damaged: bool = False
     upright: Upright = field(default_factory=Upright)
     size: tuple[int, int] | None = None
@@ -115,13 +121,22 @@ class Decoder:
     """An open container with one stream: packets and frames of it, failures counted and passed over."""
 
     def __init__(
-        self, film: Film, stats: DecodeStats | None = None, *, container: InputContainer | None = None
+        self,
+        film: Film,
+        stats: DecodeStats | None = None,
+        *,
+        container: InputContainer | None = None,
+        keys_only: bool = False,
     ) -> None:
         self._name = film.name
         self._stats = stats or DecodeStats()
         self.container = container if container is not None else film.opener.open()
         self.stream = next(stream for stream in self.container.streams.video if stream.index == film.index)
         self.stream.thread_type = ThreadType.AUTO
+        self._keys_only = keys_only and film.marks_keys
+        if self._keys_only:
+            # Left to the demuxer (discard), MOV gives key frames the times of others.
+            self.stream.codec_context.skip_frame = "NONKEY"
         self.first: Packet[VideoStream] | None = None
         """The first packet since the latest seek."""
 
@@ -171,6 +186,8 @@ class Decoder:
     def frames(self) -> Iterator[VideoFrame]:
         """Frames in the order they are shown."""
         for packet in self.packets():
+            if self._keys_only and packet.size and not packet.is_keyframe:
+                continue
             try:
                 yield from packet.decode()
             except av.error.EOFError:

@@ -58,6 +58,7 @@ class PyavReader(Reader):
             self._film = film = Film(opener, stream.index, step_of(stream), jumps, stream.time_base or Fraction(0))
             film.by_dts = kind == "avi" and self._stamps_fall()
             first, notes = self._first_picture()
+            film.marks_keys = codec in RESETTING and not film.by_dts and kind != "avi" and film.timed
             frame = first.frame
             film.upright, turned = upright_of(frame, codec)
             film.size = (frame.height, frame.width)
@@ -89,9 +90,9 @@ class PyavReader(Reader):
         finally:
             container.close()
 
-    def pictures(self) -> PyavPictures:
-        """A new pass over all pictures of the chosen stream."""
-        return PyavPictures(self._film)
+    def pictures(self, *, keys_only: bool = False) -> PyavPictures:
+        """A new pass over all pictures of the chosen stream, or over its key frames."""
+        return PyavPictures(self._film, keys_only=keys_only)
 
     def count_pictures(self, start: Fraction, stop: Fraction) -> int:
         """Shown packets with a time in ``[start, stop)``, without decoding where packets have times."""
@@ -123,7 +124,8 @@ class PyavReader(Reader):
                 notes: tuple[str, ...] = ()
                 if film.show_damaged:
                     notes += ("every picture is damaged and shown as far as it decodes",)
-                if pictures.stats.untimed:
+                film.timed = not pictures.stats.untimed
+                if not film.timed:
                     rate = float(1 / film.step)
                     notes += (f"the stream stores no times; they are counted at {rate:g} pictures a second",)
                 return first, notes
@@ -159,11 +161,12 @@ class PyavPicture(Picture):
 class PyavPictures(Pictures):
     """One pass over a film."""
 
-    def __init__(self, film: Film) -> None:
+    def __init__(self, film: Film, *, keys_only: bool = False) -> None:
         self.stats = DecodeStats()
         self._film = film
+        self._keys_only = keys_only
         self._reformatter = VideoReformatter()
-        self._decoder: Decoder | None = Decoder(film, self.stats)
+        self._decoder: Decoder | None = Decoder(film, self.stats, keys_only=keys_only)
         self._frames = self._decoder.frames()
         self._goal: Fraction | None = None
         self._jumps = True
@@ -200,6 +203,8 @@ class PyavPictures(Pictures):
                 self.close()
                 raise StopIteration
             if self._given is not None and picture.pts <= self._given:
+                continue
+            if self._keys_only and not picture.frame.key_frame:
                 continue
             self._given = picture.pts
             if self._landing is not None and picture.pts > self._landing:
@@ -358,6 +363,6 @@ class PyavPictures(Pictures):
         done.restarts += 1
         self._jumps = False
         self._landing = self._key = None
-        self._decoder = Decoder(self._film, self.stats)
+        self._decoder = Decoder(self._film, self.stats, keys_only=self._keys_only)
         self._frames = self._decoder.frames()
         self._forget_clock()

@@ -96,8 +96,8 @@ class Reader(ABC):
     info: SourceInfo
 
     @abstractmethod
-    def pictures(self) -> Pictures:
-        """A new pass over all pictures, from the first."""
+    def pictures(self, *, keys_only: bool = False) -> Pictures:
+        """A new pass over all pictures, from the first; ``keys_only`` decodes key frames and nothing else."""
 
     def close(self) -> None:  # noqa: B027 - a reader that holds nothing has nothing to let go of
         """Let go of whatever is held open; closing twice is allowed."""

@@ -58,7 +58,7 @@ class FakeReader(Reader):
         duration = times[-1] + last - times[0] if known else None
         self.info = SourceInfo("/x", "x", "fake", "fake", 1, 1, duration, times[0], Fraction(1), None, 0, "fake")
 
-    def pictures(self) -> FakePictures:
+    def pictures(self, *, keys_only: bool = False) -> FakePictures:
         return FakePictures(self._times, self._last, self._seed)
 
 
