@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from streamvid.errors import SourceError
 from streamvid.ingest.openers import Opener
 from streamvid.ingest.pictures import DecodeStats
+from streamvid.ingest.pulse import PULSE
 from streamvid.ingest.upright import Upright
 
 LEAP_SECONDS = 10
@@ -165,6 +166,7 @@ class Decoder:
                 source = self.container.demux(self.stream)
                 continue
             failed = 0
+            PULSE.beat()
             if packet.has_sidedata("encryption_info"):
                 raise SourceError(f"{self._name} is encrypted (DRM); give a file without copy protection")
             if self.first is None:

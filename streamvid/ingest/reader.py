@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
@@ -86,6 +87,31 @@ class Shots(Protocol):
         """Let go of the source; closing twice is allowed."""
 
 
+class Readable(Protocol):
+    """What a source needs of a reader, wherever it runs."""
+
+    info: SourceInfo
+
+    @property
+    def end(self) -> Fraction:
+        """When the last picture is gone, in container seconds."""
+
+    def plan(self, sampling: Sampling) -> Plan:
+        """The sampling made exact for this source."""
+
+    def sample(self, plan: Plan, *, size: tuple[int, int] | None = None) -> Shots:
+        """The pictures of a plan."""
+
+    def count_pictures(self, start: Fraction, stop: Fraction) -> int:
+        """How many pictures appear in ``[start, stop)``."""
+
+    def state(self) -> bytes | None:
+        """The reader, to be made again elsewhere; None if it cannot be."""
+
+    def close(self) -> None:
+        """Let go of whatever is held open; closing twice is allowed."""
+
+
 class Reader(ABC):
     """A video that can be looked at any number of times, as one decoder sees it.
 
@@ -107,6 +133,10 @@ class Reader(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def state(self) -> bytes | None:
+        """The reader, to be made again elsewhere; None if it cannot be, as with a camera."""
+        return None if self.info.live else pickle.dumps(self)
 
     def sample(self, plan: Plan, *, size: tuple[int, int] | None = None) -> Shots:
         """The pictures of a plan; ``size`` is (H, W), None for the full one."""

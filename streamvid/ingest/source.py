@@ -13,7 +13,7 @@ from streamvid.errors import SettingsError, near
 from streamvid.frames import Frame
 from streamvid.ingest.files import check_file, label
 from streamvid.ingest.pictures import DecodeStats
-from streamvid.ingest.reader import Reader, Shots, SourceInfo
+from streamvid.ingest.reader import Readable, Shots, SourceInfo
 from streamvid.ingest.sampling import Plan, Sampling, SamplingReport
 
 DECODERS = ("auto", "pyav")
@@ -63,7 +63,7 @@ class Source:
     nothing; ``info.start`` says when the first picture appears.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Readable) -> None:
         self.reader = reader
         self._latest: SampledFrames | None = None
 
