@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -161,12 +162,12 @@ class PyavPicture(Picture):
 class PyavPictures(Pictures):
     """One pass over a film."""
 
-    def __init__(self, film: Film, *, keys_only: bool = False) -> None:
+    def __init__(self, film: Film, *, keys_only: bool = False, container: InputContainer | None = None) -> None:
         self.stats = DecodeStats()
         self._film = film
         self._keys_only = keys_only
         self._reformatter = VideoReformatter()
-        self._decoder: Decoder | None = Decoder(film, self.stats, keys_only=keys_only)
+        self._decoder: Decoder | None = Decoder(film, self.stats, keys_only=keys_only, container=container)
         self._frames = self._decoder.frames()
         self._goal: Fraction | None = None
         self._jumps = True

@@ -1,0 +1,131 @@
+"""Sources that are no files: test pictures, cameras of this machine, live streams of the network."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import av
+from av.container import InputContainer
+
+from streamvid.errors import SourceError
+from streamvid.ingest.files import redact
+from streamvid.ingest.openers import Opener
+
+STREAMS: Mapping[str, str] = {
+    "rtsp": "rtsp,rtp,udp,tcp",
+    "rtsps": "rtsps,rtsp,rtp,srtp,udp,tcp,tls",
+    "rtmp": "rtmp,tcp",
+    "rtmps": "rtmps,rtmp,tls,tcp",
+    "srt": "srt",
+    "udp": "udp",
+    "rtp": "rtp,udp",
+    "tcp": "tcp",
+}
+"""Addresses of live streams, and the protocols each may use; none can read a file."""
+
+_READS_FILES = re.compile(r"(^|[;,\]\s=])a?movie\s*(=|$|,|;)")
+
+
+@dataclass(frozen=True)
+class DeviceOpener(Opener):
+    """Something FFmpeg opens by a format and options rather than as a file."""
+
+    address: str = field(repr=False)
+    """What FFmpeg is given; may hold credentials."""
+
+    name: str
+    where: str
+    format: str | None
+    options: Mapping[str, str]
+    stall_seconds: float
+    live: bool
+    hint: str
+
+    def open(self) -> InputContainer:
+        """The running stream."""
+        try:
+            return av.open(
+                self.address,
+                format=self.format,
+                container_options=dict(self.options),
+                timeout=self.stall_seconds,
+                metadata_errors="replace",
+            )
+        except (av.error.FFmpegError, ValueError, OSError) as reason:
+            raise SourceError(f"{self.name} {_why(reason)}; {self.hint}") from None
+
+
+def lavfi(address: str, *, stall_seconds: float) -> DeviceOpener:
+    """``lavfi:GRAPH``: pictures made by FFmpeg's filters, such as ``lavfi:testsrc=duration=5:rate=10``.
+
+    A graph that names no duration never ends and is read as a live source is.
+    """
+    graph = address.partition(":")[2].strip()
+    if not graph:
+        raise SourceError("lavfi: needs a filter graph, such as lavfi:testsrc=duration=5:rate=10")
+    if _READS_FILES.search(graph):
+        raise SourceError(f"{address} reads a file through a filter; give the file itself")
+    ends = re.search(r"(?<![A-Za-z_])(d|duration|nb_frames|end_frame|end)\s*=", graph) is not None
+    return DeviceOpener(
+        graph, address, address, "lavfi", {}, stall_seconds, not ends,
+        "it is no filter graph that makes pictures; try lavfi:testsrc=duration=5:rate=10",
+    )  # fmt: skip
+
+
+def camera(address: str, *, stall_seconds: float) -> DeviceOpener:
+    """``camera:N``, ``camera:/dev/video2`` or ``camera:NAME``, with ``?size=1280x720&fps=30`` behind it.
+
+    Video4Linux on Linux, AVFoundation on macOS, DirectShow on Windows.
+    """
+    device, _, query = address.partition(":")[2].partition("?")
+    options: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        if key not in ("size", "fps", "format") or not value:
+            raise SourceError(f"{address}: a camera takes size=WxH, fps=N and format=F, not {part!r}")
+        options[{"size": "video_size", "fps": "framerate", "format": "input_format"}[key]] = value
+    device = device or "0"
+    hint = "check that it is plugged in, not in use and that you may use it"
+    if sys.platform == "darwin":
+        return DeviceOpener(f"{device}:none", address, address, "avfoundation", options, stall_seconds, True, hint)
+    if sys.platform == "win32":
+        options.pop("input_format", None)
+        hint += "; DirectShow wants its name: camera:Integrated Webcam"
+        return DeviceOpener(f"video={device}", address, address, "dshow", options, stall_seconds, True, hint)
+    path = f"/dev/video{device}" if device.isdigit() else device
+    if not path.startswith("/dev/"):
+        raise SourceError(f"{address}: a camera is a number or a device, as in camera:0 or camera:/dev/video2")
+    return DeviceOpener(path, address, address, "v4l2", options, stall_seconds, True, hint)
+
+
+def stream(address: str, *, stall_seconds: float) -> DeviceOpener:
+    """rtsp, rtmp, srt, udp and their kin."""
+    scheme = address.partition("://")[0].lower()
+    options = {"protocol_whitelist": STREAMS[scheme]}
+    if scheme.startswith("rtsp"):
+        options["rtsp_transport"] = "tcp"
+    shown = redact(address)
+    return DeviceOpener(
+        address, shown, shown, None, options, stall_seconds, True,
+        "check the address, user name and password, and that the camera can be reached",
+    )  # fmt: skip
+
+
+def _why(reason: Exception) -> str:
+    """What FFmpeg's error means; its own text may repeat the address with the password in it."""
+    if isinstance(reason, av.error.ProtocolNotFoundError):
+        return "uses a protocol that this build of FFmpeg does not have"
+    if isinstance(reason, av.error.HTTPUnauthorizedError):
+        return "wants another user name or password (401)"
+    if isinstance(reason, (av.error.ExitError, av.error.TimeoutError)) or "timed out" in str(reason).lower():
+        return "did not answer in time"
+    if isinstance(reason, av.error.ConnectionRefusedError):
+        return "refused the connection"
+    if isinstance(reason, (av.error.FileNotFoundError, FileNotFoundError)):
+        return "is not there"
+    if isinstance(reason, av.error.PermissionError):
+        return "may not be used"
+    return "cannot be opened"
