@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,9 +132,9 @@ class Process:
             replies = self._replies
             if message is None or isinstance(message, (Ended, Failed)):
                 self._replies = None
+                self._idle.set()
                 if replies is not None:
                     replies.finish(message, Gone() if message is None else None)
-                self._idle.set()
                 if message is None:
                     return
             elif replies is not None and not isinstance(message, Alive):
@@ -262,6 +263,7 @@ class RemoteReader:
         self._patience = Patience(name, stall_seconds)
         self._state: bytes | None = None
         self._own: Process | None = None
+        self._passes: weakref.WeakSet[RemoteShots] = weakref.WeakSet()
         process = POOL.lease()
         done = False
         try:
@@ -277,7 +279,9 @@ class RemoteReader:
                 POOL.give_back(process)
 
     def close(self) -> None:
-        """Let go of what the other process holds."""
+        """End the passes that still run and let go of what the other process holds."""
+        for shots in list(self._passes):
+            shots.close()
         if self._own is not None:
             self._own.end()
             self._own = None
@@ -314,13 +318,15 @@ class RemoteReader:
         height, width = size if size is not None else (self.info.height, self.info.width)
         process = self._lease()
         try:
-            return RemoteShots(
+            shots = RemoteShots(
                 process, self._token, self._shipped(process), plan, size, height * width * 3, self._ahead,
                 self._patience, self._release,
             )  # fmt: skip
         except BaseException:
             self._release(process)
             raise
+        self._passes.add(shots)
+        return shots
 
     def state(self) -> bytes | None:
         """The reader, to be made again elsewhere; None if it cannot be."""
