@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
 
@@ -18,10 +18,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from streamvid.errors import SourceError
+from streamvid.ingest.convert import Look
 from streamvid.ingest.openers import Opener
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.pulse import PULSE
-from streamvid.ingest.upright import Upright
 
 LEAP_SECONDS = 10
 """A time that leaps by more than this waits for the next one: either that confirms it (a long
@@ -66,9 +66,14 @@ class Film:
     """Whether key frames can be told by their packets, and have times of their own."""
 
     show_damaged: bool = False
-    upright: Upright = field(default_factory=Upright)
-    size: tuple[int, int] | None = None
-    """(H, W) of the first picture as stored; later pictures are scaled to it."""
+    interlaced: bool = False
+    """Whether the first picture is made of two fields; these may come in packets of their own."""
+
+    threads: int | None = None
+    """How many threads may decode; None for one a processor, at most eight."""
+
+    look: Look | None = None
+    """How its pictures are meant to be seen; None until the first one is there."""
 
     start: Fraction = Fraction(0)
     end: Fraction | None = None
@@ -79,6 +84,11 @@ class Film:
     def name(self) -> str:
         """What to call it in messages."""
         return self.opener.name
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the pictures it gives where no other size is asked for."""
+        return self.look.shown if self.look is not None else None
 
     def key_before(self, seconds: Fraction) -> Fraction | None:
         """When the last indexed key frame at or before a moment is shown; None if there is no index."""
@@ -133,7 +143,8 @@ class Decoder:
         self._stats = stats or DecodeStats()
         self.container = container if container is not None else film.opener.open()
         self.stream = next(stream for stream in self.container.streams.video if stream.index == film.index)
-        self.stream.thread_type = ThreadType.AUTO
+        if not self.stream.codec_context.is_open:
+            self.stream.thread_type = ThreadType.AUTO
         self._keys_only = keys_only and film.marks_keys
         if self._keys_only:
             # Left to the demuxer (discard), MOV gives key frames the times of others.
@@ -143,6 +154,17 @@ class Decoder:
 
         self.read_until: Fraction | None = None
         """Latest time of any packet read so far, in seconds."""
+
+    def use_threads(self, count: int) -> bool:
+        """Decode with so many threads; False if it has begun with another number."""
+        context = self.stream.codec_context
+        if not context.is_open:
+            self.stream.thread_count = count
+        return context.thread_count == count
+
+    def count_in(self, stats: DecodeStats) -> None:
+        """Count from now on there."""
+        self._stats = stats
 
     def close(self) -> None:
         """Let go of the container."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from streamvid.errors import SourceError
+from streamvid.ingest.convert import look_of
 from streamvid.ingest.describe import colour_of, streams_of
 from streamvid.ingest.film import Film, choose_stream, step_of
 from streamvid.ingest.openers import Opener
@@ -13,7 +14,6 @@ from streamvid.ingest.pictures import Picture, Pictures
 from streamvid.ingest.pyav import PyavPicture, PyavPictures
 from streamvid.ingest.reader import Reader, SourceInfo
 from streamvid.ingest.sampling import Plan, Sampling
-from streamvid.ingest.upright import notes_of, upright_of
 
 
 class LiveReader(Reader):
@@ -37,9 +37,8 @@ class LiveReader(Reader):
             if first is None:
                 raise SourceError(f"{opener.name} ended before it sent a picture; check the source")
             frame, codec = first.frame, stream.codec_context.codec.canonical_name
-            film.upright, turned = upright_of(frame, codec)
-            film.size = (frame.height, frame.width)
-            height, width = film.size[::-1] if film.upright.transpose else film.size
+            film.look, seen = look_of(frame, stream.sample_aspect_ratio)
+            height, width = film.look.shown
             self.info = SourceInfo(
                 path=opener.where,
                 name=opener.name,
@@ -51,12 +50,12 @@ class LiveReader(Reader):
                 start=Fraction(0),
                 time_base=film.time_base,
                 average_rate=stream.average_rate,
-                rotation=film.upright.degrees,
+                rotation=film.look.upright.degrees,
                 decoder="pyav",
                 live=True,
                 streams=streams_of(container, stream),
                 colour=colour_of(frame),
-                notes=(*opener.notes, *turned, *notes_of(frame, stream)),
+                notes=(*opener.notes, *seen),
             )
             self._pass = OnePass(pictures, first)
         except BaseException:

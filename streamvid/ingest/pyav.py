@@ -14,10 +14,11 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from streamvid.errors import SourceError
+from streamvid.ingest.convert import Converter, Look, look_of
+from streamvid.ingest.describe import colour_of, streams_of
 from streamvid.ingest.film import (
     INDEXED,
     LEAP_SECONDS,
@@ -32,7 +33,6 @@ from streamvid.ingest.film import (
 from streamvid.ingest.openers import Opener
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
 from streamvid.ingest.reader import Reader, SourceInfo
-from streamvid.ingest.upright import notes_of, upright_of
 
 _FALL_SECONDS = 1
 """A time that falls by more than this waits for the next one: either that confirms it (a new
@@ -61,14 +61,13 @@ class PyavReader(Reader):
             first, notes = self._first_picture()
             film.marks_keys = codec in RESETTING and not film.by_dts and kind != "avi" and film.timed
             frame = first.frame
-            film.upright, turned = upright_of(frame, codec)
-            film.size = (frame.height, frame.width)
+            film.look, seen = look_of(frame, stream.sample_aspect_ratio)
             film.start = first.pts
             claimed = claimed_end(container, stream)
             film.end = None if claimed is None else film.tail_end(claimed)
             if film.end is None and kind.startswith("mov"):
                 film.end = end_of(film.packets(), film.step)  # cut off: what is left is soon read
-            height, width = film.size[::-1] if film.upright.transpose else film.size
+            height, width = film.look.shown
             duration = None if film.end is None else film.end - film.start
             said = Fraction(container.duration or 0, 1_000_000)
             if film.end is not None and duration is not None and said > max(film.end, duration) * Fraction(5, 4) + 2:
@@ -84,9 +83,11 @@ class PyavReader(Reader):
                 start=film.start,
                 time_base=film.time_base,
                 average_rate=stream.average_rate,
-                rotation=film.upright.degrees,
+                rotation=film.look.upright.degrees,
                 decoder="pyav",
-                notes=notes + turned + notes_of(frame, stream),
+                streams=streams_of(container, stream),
+                colour=colour_of(frame),
+                notes=opener.notes + notes + seen,
             )
         finally:
             container.close()
@@ -166,7 +167,7 @@ class PyavPictures(Pictures):
         self.stats = DecodeStats()
         self._film = film
         self._keys_only = keys_only
-        self._reformatter = VideoReformatter()
+        self._converter: Converter | None = None
         self._decoder: Decoder | None = Decoder(film, self.stats, keys_only=keys_only, container=container)
         self._frames = self._decoder.frames()
         self._goal: Fraction | None = None
@@ -213,27 +214,24 @@ class PyavPictures(Pictures):
             return picture
 
     def convert(self, frame: VideoFrame, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-        """RGB of the source's one size, or of ``size``, upright; range and matrix are those the frame names."""
-        height, width = self._film.size or (frame.height, frame.width)
-        if (height, width) != (frame.height, frame.width):
+        """RGB of the source's one size, or of ``size``, upright."""
+        if (frame.height, frame.width) != self._look.size:
             self.stats.rescaled += 1
-        if size is not None:
-            height, width = size[::-1] if self._film.upright.transpose else size
-        try:
-            shown = self._reformatter.reformat(
-                frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
-            )
-            image = np.asarray(shown.to_ndarray(), dtype=np.uint8)
-        except (av.error.FFmpegError, ValueError) as reason:
-            kind = frame.format.name
-            raise SourceError(f"{self._film.name} has pictures of a kind that cannot be shown: {kind}") from reason
-        return self._film.upright.apply(image)
+        return self._made().convert(frame, size)
 
     def grey(self, frame: VideoFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Brightness only, averaged down to ``size``."""
-        height, width = size[::-1] if self._film.upright.transpose else size
-        shown = self._reformatter.reformat(frame, width, height, "gray", interpolation=Interpolation.AREA, threads=1)
-        return self._film.upright.apply(np.asarray(shown.to_ndarray(), dtype=np.uint8))
+        return self._made().grey(frame, size)
+
+    @property
+    def _look(self) -> Look:
+        assert self._film.look is not None, "the first picture tells how all are seen"
+        return self._film.look
+
+    def _made(self) -> Converter:
+        if self._converter is None:
+            self._converter = Converter(self._look, self._film.name)
+        return self._converter
 
     def _forget_clock(self) -> None:
         self._last: Fraction | None = None
