@@ -58,6 +58,17 @@ class Receipt:
     longest_gap_seconds: float = 0.0
     """Longest stretch of the watched video between two sampled frames."""
 
+    sampling: str = "rate"
+    """How frames were chosen: "rate", "keys" (key frames) or "adaptive" (by what changes)."""
+
+    frames_looked_at: int = 0
+    """Pictures compared with the latest frame; 0 unless sampling is adaptive."""
+
+    decoder: str = ""
+    decoder_reason: str = ""
+    decoding: dict[str, int] = field(default_factory=dict)
+    """Counts of what decoding met when the video was watched; see ``ingest.DecodeStats``."""
+
     tokens_seen: int = 0
     """Tokens of the watched video before any reduction."""
 

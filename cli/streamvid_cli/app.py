@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from streamvid.errors import StreamvidError
-from streamvid_cli import ask, doctor, memory, methods, models, toy
+from streamvid_cli import ask, doctor, memory, methods, models, probe, toy
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Of the click that typer brings along, which need not be the one that is installed."""
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask")(ask.ask)
+app.command("probe")(probe.probe)
 app.command("doctor")(doctor.doctor)
 app.add_typer(methods.app, name="methods")
 app.add_typer(models.app, name="models")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,13 @@ DEFAULTS = Request()
 
 
 def ask(
-    video: Annotated[Path, typer.Argument(help="The video file.")],
+    video: Annotated[
+        str,
+        typer.Argument(
+            help="A video file; a folder or glob of images; - for standard input; an http(s) address of a film or "
+            "playlist; lavfi:GRAPH, camera:0 or rtsp://..., these with --to."
+        ),
+    ],
     questions: Annotated[
         list[str] | None, typer.Argument(help="One or several questions; none opens a prompt.", show_default=False)
     ] = None,
@@ -24,6 +29,7 @@ def ask(
     embedder: options.Embedder = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    sample: options.Sample = DEFAULTS.sample,
     fps: options.Fps = None,
     max_frames: options.MaxFrames = None,
     start: options.From = None,
@@ -34,6 +40,11 @@ def ask(
     max_new_tokens: options.MaxNewTokens = DEFAULTS.max_new_tokens,
     memory: options.Memory = None,
     disk: options.DiskGigabytes = None,
+    rate: options.Rate = None,
+    decoder: options.Decoder = DEFAULTS.decoder,
+    hwaccel: options.Hwaccel = None,
+    stall_seconds: options.StallSeconds = DEFAULTS.stall_seconds,
+    decode_threads: options.DecodeThreads = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what is remembered of this video and watch it again.")
     ] = False,
@@ -53,6 +64,7 @@ def ask(
         embedder=embedder,
         device=device,
         dtype=dtype,
+        sample=sample,
         fps=fps,
         max_frames=max_frames,
         start_seconds=seconds(start, "--from"),
@@ -65,6 +77,11 @@ def ask(
         disk_bytes=None if disk is None else int(disk * 1e9),
         fresh=fresh,
         toy_allowed=not no_toy,
+        rate=rate,
+        decoder=decoder,
+        hwaccel=hwaccel,
+        stall_seconds=stall_seconds,
+        decode_threads=decode_threads,
         threads=threads,
     )
     asked = list(questions or [])

@@ -24,13 +24,13 @@ PIECES = (
     (
         "decord",
         "decord",
-        "another decoder, x86 only; not used by this version yet",
+        "another decoder, x86 only: --decoder decord",
         "pip install -c constraints.txt -e '.[cpu,decord]'",
     ),
     (
         "torchcodec",
         "torchcodec",
-        "a faster decoder where FFmpeg is installed; not used by this version yet",
+        "another decoder, where FFmpeg is installed: --decoder torchcodec",
         "pip install -c constraints.txt -e '.[cpu,torchcodec]'",
     ),
 )

@@ -42,6 +42,31 @@ From = Annotated[
 To = Annotated[
     str | None, typer.Option("--to", help="End of the span to watch, not included, like --from.", metavar="TIME")
 ]
+Sample = Annotated[
+    str,
+    typer.Option(
+        help="How frames are chosen: fps (evenly), keys (key frames only: fastest) or adaptive (few where nothing "
+        "changes; --fps is then the least)."
+    ),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Pictures a second for what has no times of its own: images, raw H.264 and HEVC."),
+]
+Decoder = Annotated[
+    str,
+    typer.Option(envvar="STREAMVID_DECODER", help="auto, pyav, torchcodec or decord (the last two are extras)."),
+]
+Hwaccel = Annotated[
+    str | None,
+    typer.Option(help="Decode with this hardware (cuda, qsv, ...); where it cannot, the receipt says so."),
+]
+StallSeconds = Annotated[
+    float, typer.Option(help="Give a source up that makes no progress for so long, in seconds; above 0.")
+]
+DecodeThreads = Annotated[
+    int | None, typer.Option(help="Processor threads for decoding, at least 1. Default: all, at most 8.")
+]
 Reduce = Annotated[
     str,
     typer.Option(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 
 from streamvid.budget import Limits
-from streamvid.errors import SettingsError
+from streamvid.errors import SettingsError, near
 from streamvid.frames import Clip
-from streamvid.ingest.clips import clips
-from streamvid.ingest.files import check_file
-from streamvid.ingest.sampling import Sampling, exact
+from streamvid.ingest.clips import followed
+from streamvid.ingest.named import Decoding, Named, find
+from streamvid.ingest.sampling import Adaptive, Plan, Sampling, exact
 from streamvid.ingest.source import Source, open_source
+from streamvid.ingest.spool import spool_stdin
 from streamvid.memory.bank import Bank, Writer, default_folder
 from streamvid.memory.catalog import SourceRecord, State
 from streamvid.memory.keys import MemoryKey
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 CLIP_FRAMES = 32
 """Frames encoded and reduced together; the most pictures held at any time."""
 
+SAMPLINGS = ("fps", "keys", "adaptive")
+"""Ways to choose frames: at a rate, key frames only, by what changes."""
+
 CLIP_BYTES = 256 << 20
 """Most bytes of pictures held at any time: clips of very large frames are shorter, down to 8 frames."""
 
@@ -49,6 +55,7 @@ class Request:
     embedder: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    sample: str = "fps"
     fps: float | None = None
     max_frames: int | None = None
     start_seconds: float | None = None
@@ -62,6 +69,10 @@ class Request:
     fresh: bool = False
     toy_allowed: bool = True
     decoder: str = "auto"
+    rate: float | None = None
+    hwaccel: str | None = None
+    decode_threads: int | None = None
+    stall_seconds: float = 30.0
     threads: int | None = None
 
     def check(self) -> None:
@@ -70,6 +81,7 @@ class Request:
         self.recall_method()
         self.limits()
         self.sampling(1.0, 1)
+        self.decoding()
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise SettingsError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
         if self.max_new_tokens < 1:
@@ -88,12 +100,20 @@ class Request:
 
     def sampling(self, default_fps: float, max_frames: int) -> Sampling:
         """The sampling, the model's own rate and limit where nothing was asked."""
+        if self.sample not in SAMPLINGS:
+            raise SettingsError(f"unknown sampling {self.sample!r}; {near(self.sample, SAMPLINGS)}")
         return Sampling(
-            fps=self.fps if self.fps is not None else default_fps,
+            fps=self.fps if self.fps is not None else default_fps if self.sample == "fps" else None,
             max_frames=self.max_frames if self.max_frames is not None else max_frames,
             start=self.start_seconds,
             stop=self.stop_seconds,
+            keys=self.sample == "keys",
+            adaptive=Adaptive() if self.sample == "adaptive" else None,
         )
+
+    def decoding(self) -> Decoding:
+        """How the source is decoded."""
+        return Decoding(self.decoder, self.decode_threads, self.hwaccel, self.stall_seconds)
 
 
 @dataclass(slots=True)
@@ -146,15 +166,16 @@ def load(request: Request, say: Callable[[str], None]) -> Loaded:
 
 
 class AskVideo:
-    """One video file, one model, any number of questions.
+    """One video, one model, any number of questions.
 
     ``prepare`` watches what is not yet remembered; ``ask`` answers from memory.  A second
     object, in this process or another, finds the memory complete and neither decodes nor encodes.
     """
 
-    def __init__(self, path: str | Path, request: Request, loaded: Loaded, bank: Bank) -> None:
-        """Check the file and open its memory; nothing is decoded yet."""
-        self.path, self.request, self.loaded, self.bank = check_file(path), request, loaded, bank
+    def __init__(self, source: str | Path | Named, request: Request, loaded: Loaded, bank: Bank) -> None:
+        """Recognise what is to be watched and open its memory; nothing is decoded yet."""
+        self.named = named = source if isinstance(source, Named) else find(source, rate=request.rate)
+        self.request, self.loaded, self.bank = request, loaded, bank
         self.session = Session(
             loaded.adapter,
             bank,
@@ -165,7 +186,7 @@ class AskVideo:
         )
         self.sampling = request.sampling(loaded.adapter.info.default_fps, loaded.adapter.info.max_frames)
         self.source: SourceRecord | None = None
-        self.receipt = Receipt(source=str(path), model=_describe(loaded.adapter))
+        self.receipt = Receipt(source=named.name, model=_describe(loaded.adapter))
         for note in loaded.notes:
             self.receipt.warn(note)
 
@@ -174,13 +195,17 @@ class AskVideo:
         info = self.loaded.adapter.info
         chosen = self.sampling
         return MemoryKey(
-            content=self.bank.content_digest(self.path),
+            content=self._content(),
             sampling={
+                "mode": self.request.sample,
+                "adaptive": {k: str(v) for k, v in asdict(chosen.adaptive).items()} if chosen.adaptive else None,
+                "rate": str(self.named.rate) if self.named.rate is not None else None,
                 "fps": str(exact(chosen.fps)) if chosen.fps is not None else None,
                 "max_frames": chosen.max_frames,
                 "start": str(exact(chosen.start)) if chosen.start is not None else None,
                 "stop": str(exact(chosen.stop)) if chosen.stop is not None else None,
                 "decoder": self.request.decoder,
+                "hwaccel": self.request.hwaccel,
                 "clip_frames": CLIP_FRAMES,
                 "clip_bytes": CLIP_BYTES,
                 "span_frames": self.session.span_frames,
@@ -190,6 +215,18 @@ class AskVideo:
             methods=self.session.chain.describe(ingest_only=True),
             embedder=self.loaded.embedder.fingerprint if self.loaded.embedder is not None else "none",
         )
+
+    def _content(self) -> str:
+        """What names the bytes; made up, so that it is never found again, where nothing does."""
+        if self.named.file is not None:
+            return self.bank.content_digest(self.named.file)
+        told = self.named.identity()
+        if told is None:
+            self.receipt.warn(
+                f"nothing tells whether {self.named.name} will be the same tomorrow: its memory is kept, but another "
+                "run watches it again"
+            )
+        return f"{self.named.kind}:{told if told is not None else uuid4().hex}"
 
     def prepare(self, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Make sure the video is remembered, watching what is missing."""
@@ -237,43 +274,70 @@ class AskVideo:
     def _watch(self, key: MemoryKey, on_progress: Callable[[Progress], None] | None) -> None:
         receipt, session = self.receipt, self.session
         began = time.perf_counter()
-        with open_source(self.path, decoder=self.request.decoder) as source:
+        settings = self.request.decoding()
+        with open_source(
+            self.named,
+            decoder=settings.decoder,
+            threads=settings.threads,
+            hwaccel=settings.hwaccel,
+            stall_seconds=settings.stall_seconds,
+        ) as source:
             plan = source.plan(self.sampling)
-            fps = plan.fps if plan.fps is not None else Fraction(1)
             stop = plan.stop if plan.stop is not None else source.end
-            total = max(1, round((stop - plan.start) * fps))
-            with self.bank.writer(key, path=self.path, name=self.path.name) as writer:
+            total = expected_frames(plan, stop)
+            name = self.named.path.name if self.named.path is not None else self.named.name
+            with self.bank.writer(key, path=self.named.path or Path(self.named.name), name=name) as writer:
                 start = plan.start if writer.stop is None else max(plan.start, writer.stop)
-                earlier = round((start - plan.start) * fps)
+                earlier = self._frames_of(key) if start > plan.start else 0
                 session.start(height=source.info.height, width=source.info.width, num_frames=total)
                 if start < stop:
-                    frames = source.frames(Sampling(fps=fps, start=start, stop=stop))
+                    frames = source.frames(self._rest(plan, start, stop, earlier))
                     length = clip_frames(height=source.info.height, width=source.info.width)
-                    timed = _timed(clips(frames, length), receipt)
-                    self._clips(timed, writer, 1 / fps, stop, plan.start, began, on_progress)
-                summary = self._summary(source, plan.start, stop, fps, earlier)
-                for note in (*source.info.notes, *plan.notes, *writer.notes):
+                    timed = _timed(followed(frames, length), receipt)
+                    interval = 1 / plan.fps if plan.mode == "rate" and plan.fps is not None else None
+                    self._clips(timed, writer, interval, stop, plan.start, began, on_progress)
+                summary = self._summary(source, plan, stop, earlier)
+                report = source.report
+                seen = report.notes if report is not None else plan.notes
+                for note in dict.fromkeys((*source.info.notes, *plan.notes, *seen, *writer.notes)):
                     receipt.warn(note)
                     summary["warnings"].append(note)
                 writer.finish(summary, duration=stop - plan.start)
 
+    def _rest(self, plan: Plan, start: Fraction, stop: Fraction, earlier: int) -> Sampling:
+        """What is still to be sampled of a plan, from ``start`` on."""
+        if plan.mode == "rate":
+            return Sampling(fps=plan.fps, start=start, stop=stop)
+        most = self.sampling.max_frames
+        return replace(
+            self.sampling, start=start, stop=stop, max_frames=max(1, most - earlier) if most is not None else None
+        )
+
+    def _frames_of(self, key: MemoryKey) -> int:
+        """Frames that an unfinished memory is made of."""
+        found = self.bank.find(key)
+        spans = self.bank.spans(found.id) if found is not None else []
+        return sum(span.grid[0] for span in spans) * self.session.adapter.tubelet
+
     def _clips(
         self,
-        stream: Iterable[Clip],
+        stream: Iterable[tuple[Clip, Fraction | None]],
         writer: Writer,
-        interval: Fraction,
+        interval: Fraction | None,
         stop: Fraction,
         start: Fraction,
         began: float,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         receipt = self.receipt
-        for clip in stream:
-            self.session.watch(clip, writer, receipt, interval=interval, until=stop)
+        for clip, following in stream:
+            # At a rate the last frame counts for one interval, else until the next one comes.
+            gone = clip.pts[-1] + interval if interval is not None else following if following is not None else stop
+            self.session.watch(clip, writer, receipt, interval=gone - clip.pts[-1], until=stop)
             if on_progress is not None:
                 on_progress(
                     Progress(
-                        float(min(clip.pts[-1] + interval, stop) - start),
+                        float(min(gone, stop) - start),
                         float(stop - start),
                         receipt.frames_sampled,
                         receipt.tokens_seen,
@@ -282,16 +346,14 @@ class AskVideo:
                     )
                 )
 
-    def _summary(self, source: Source, start: Fraction, stop: Fraction, fps: Fraction, earlier: int) -> dict[str, Any]:
+    def _summary(self, source: Source, plan: Plan, stop: Fraction, earlier: int) -> dict[str, Any]:
         """What is kept about the watching, for every later receipt."""
-        receipt, report, stats = self.receipt, source.report, source.stats
+        receipt, report, stats, start = self.receipt, source.report, source.stats, plan.start
         receipt.frames_decoded = stats.decoded
         frames = earlier + receipt.frames_sampled
         per_frame = receipt.tokens_seen / max(1, -(-receipt.frames_sampled // self.session.adapter.tubelet))
         seen = receipt.tokens_seen + round(earlier / self.session.adapter.tubelet * per_frame)
-        warnings = []
-        if stats.skipped:
-            warnings.append(f"{stats.skipped} damaged pictures were skipped")
+        warnings = list(stats.warnings())
         for warning in warnings:
             receipt.warn(warning)
         return {
@@ -301,8 +363,12 @@ class AskVideo:
             "frames_remembered": frames,
             "tokens_seen": seen,
             "effective_fps": frames / float(stop - start),
-            "longest_gap_seconds": float(report.longest_gap) if report is not None else float(1 / fps),
+            "longest_gap_seconds": float(report.longest_gap) if report is not None else 0.0,
+            "sampling": plan.mode,
+            "frames_looked_at": report.looked if report is not None else 0,
             "decoder": source.info.decoder,
+            "decoder_reason": source.info.chosen,
+            "decoding": {name: count for name, count in stats.as_dict().items() if count},
             "warnings": warnings,
         }
 
@@ -311,9 +377,11 @@ class AskVideo:
         receipt, summary = self.receipt, source.summary
         for name in (
             "start_seconds", "stop_seconds", "duration_seconds", "frames_remembered", "tokens_seen",
-            "effective_fps", "longest_gap_seconds",
+            "effective_fps", "longest_gap_seconds", "sampling", "frames_looked_at", "decoder", "decoder_reason",
+            "decoding",
         ):  # fmt: skip
-            setattr(receipt, name, summary[name])
+            if name in summary:
+                setattr(receipt, name, summary[name])
         receipt.tokens_remembered = source.tokens
         receipt.memory_bytes = source.num_bytes
         receipt.peak_rss_bytes = peak_rss_bytes()
@@ -361,13 +429,27 @@ def open_ask(path: str | Path, request: Request, say: Callable[[str], None]) -> 
     Everything that can be seen to be wrong is found before a model is loaded.
     """
     request.check()
-    check_file(path)
-    folder = request.memory if request.memory is not None else default_folder()
-    with Bank.open(folder, limits=request.limits()) as bank:
-        yield AskVideo(path, request, load(request, say), bank)
+    with ExitStack() as stack:
+        if str(path) == "-":
+            spool = stack.enter_context(spool_stdin(sys.stdin.buffer))
+            named = replace(find(spool.path, rate=request.rate), name=spool.name)
+        else:
+            named = find(path, rate=request.rate)
+        if named.endless and request.stop_seconds is None:
+            raise SettingsError(f"{named.name} has no end; say how long to watch, as in --to 30")
+        folder = request.memory if request.memory is not None else default_folder()
+        bank = stack.enter_context(Bank.open(folder, limits=request.limits()))
+        yield AskVideo(named, request, load(request, say), bank)
 
 
-def _timed(stream: Iterable[Clip], receipt: Receipt) -> Iterator[Clip]:
+def expected_frames(plan: Plan, stop: Fraction) -> int:
+    """How many frames a plan will give, as far as can be told; never more than it allows."""
+    rate = plan.fps if plan.fps is not None else Fraction(1)
+    expected = max(1, round((stop - plan.start) * rate))
+    return expected if plan.max_frames is None else min(expected, plan.max_frames)
+
+
+def _timed(stream: Iterable[tuple[Clip, Fraction | None]], receipt: Receipt) -> Iterator[tuple[Clip, Fraction | None]]:
     """The same clips, with the time each took to decode noted."""
     iterator = iter(stream)
     for _ in itertools.count():

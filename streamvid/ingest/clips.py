@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 
 from streamvid.frames import Clip, Frame
 
@@ -15,9 +16,28 @@ def clips(frames: Iterable[Frame], frames_per_clip: int = 16) -> Iterator[Clip]:
         frames_per_clip: even and at least 2, because vision towers take frames in pairs.
             Larger is faster and needs more memory.
     """
+    check(frames_per_clip)
+    return _group(frames, frames_per_clip)
+
+
+def check(frames_per_clip: int) -> None:
+    """Raise ValueError for a length no vision tower takes."""
     if frames_per_clip < 2 or frames_per_clip % 2:
         raise ValueError(f"frames_per_clip must be even and at least 2, got {frames_per_clip}")
-    return _group(frames, frames_per_clip)
+
+
+def followed(frames: Iterable[Frame], frames_per_clip: int = 16) -> Iterator[tuple[Clip, Fraction | None]]:
+    """The same clips, each with the time of the frame after it, None after the last; waits for that frame."""
+    check(frames_per_clip)
+    waiting: list[Frame] = []
+    for frame in frames:
+        if len(waiting) == frames_per_clip:
+            pts = frame.pts
+            yield _stack(waiting), pts
+        waiting.append(frame)
+        del frame
+    if waiting:
+        yield _stack(waiting), None
 
 
 def _group(frames: Iterable[Frame], frames_per_clip: int) -> Iterator[Clip]:

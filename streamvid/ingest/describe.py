@@ -8,6 +8,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
+_MATRICES = {0: "rgb", 1: "bt709", 2: "?", 5: "bt470bg", 6: "smpte170m", 8: "ycgco", 9: "bt2020nc", 10: "bt2020c"}
+"""Matrix coefficients (ISO/IEC 23091-2) by their usual names; PyAV has other names for some and none for others."""
+
 
 def streams_of(container: InputContainer, chosen: VideoStream) -> tuple[str, ...]:
     """One phrase a stream, such as ``*0 video h264 854x480 yuv420p 24 fps``; the star marks the chosen one."""
@@ -48,6 +51,8 @@ def _stream(stream: Stream, chosen: bool) -> str:
 
 
 def _name(kind: type[Colorspace] | type[ColorRange] | type[ColorPrimaries] | type[ColorTrc], value: int) -> str:
+    if kind is Colorspace and value in _MATRICES:
+        return _MATRICES[value]
     try:
         name = kind(value).name.lower()
     except ValueError:

@@ -41,8 +41,8 @@ class DeviceOpener(Opener):
     format: str | None
     options: Mapping[str, str]
     stall_seconds: float
-    live: bool
     hint: str
+    live: bool = True
 
     def open(self) -> InputContainer:
         """The running stream."""
@@ -70,8 +70,8 @@ def lavfi(address: str, *, stall_seconds: float) -> DeviceOpener:
         raise SourceError(f"{address} reads a file through a filter; give the file itself")
     ends = re.search(r"(?<![A-Za-z_])(d|duration|nb_frames|end_frame|end)\s*=", graph) is not None
     return DeviceOpener(
-        graph, address, address, "lavfi", {}, stall_seconds, not ends,
-        "it is no filter graph that makes pictures; try lavfi:testsrc=duration=5:rate=10",
+        graph, address, address, "lavfi", {}, stall_seconds,
+        "it is no filter graph that makes pictures; try lavfi:testsrc=duration=5:rate=10", not ends,
     )  # fmt: skip
 
 
@@ -90,15 +90,15 @@ def camera(address: str, *, stall_seconds: float) -> DeviceOpener:
     device = device or "0"
     hint = "check that it is plugged in, not in use and that you may use it"
     if sys.platform == "darwin":
-        return DeviceOpener(f"{device}:none", address, address, "avfoundation", options, stall_seconds, True, hint)
+        return DeviceOpener(f"{device}:none", address, address, "avfoundation", options, stall_seconds, hint)
     if sys.platform == "win32":
         options.pop("input_format", None)
         hint += "; DirectShow wants its name: camera:Integrated Webcam"
-        return DeviceOpener(f"video={device}", address, address, "dshow", options, stall_seconds, True, hint)
+        return DeviceOpener(f"video={device}", address, address, "dshow", options, stall_seconds, hint)
     path = f"/dev/video{device}" if device.isdigit() else device
     if not path.startswith("/dev/"):
         raise SourceError(f"{address}: a camera is a number or a device, as in camera:0 or camera:/dev/video2")
-    return DeviceOpener(path, address, address, "v4l2", options, stall_seconds, True, hint)
+    return DeviceOpener(path, address, address, "v4l2", options, stall_seconds, hint)
 
 
 def stream(address: str, *, stall_seconds: float) -> DeviceOpener:
@@ -109,7 +109,7 @@ def stream(address: str, *, stall_seconds: float) -> DeviceOpener:
         options["rtsp_transport"] = "tcp"
     shown = redact(address)
     return DeviceOpener(
-        address, shown, shown, None, options, stall_seconds, True,
+        address, shown, shown, None, options, stall_seconds,
         "check the address, user name and password, and that the camera can be reached",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from streamvid.errors import SourceError
@@ -48,9 +49,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(path)
     if _ADDRESS.match(text):
-        raise SourceError(f"{redact(text)} is an address and only files are read so far; download it and give the file")
-    if text == "-":
-        raise SourceError("standard input is not read so far; save the video to a file and give its name")
+        raise SourceError(f"{redact(text)} is an address where a file is needed; download it and give the file")
     if "\0" in text or not text:
         raise SourceError(f"{text!r} is not a file name; give the path of a video")
     found = Path(os.path.abspath(os.path.expanduser(text)))
@@ -74,9 +73,17 @@ def check_file(path: str | os.PathLike[str]) -> Path:
         raise SourceError(f"{text} cannot be read: {reason.strerror}") from None
     if not head:
         raise SourceError(f"{text} is empty (0 bytes); copy or download it again")
-    if (kind := _text_kind(head)) is not None:
+    if is_playlist(head) is None and (kind := _text_kind(head)) is not None:
         raise SourceError(f"{text} {kind}")
     return found
+
+
+def is_playlist(head: bytes) -> Literal["hls", "dash"] | None:
+    """Which kind of playlist begins with these bytes, whatever its name; None if it is none."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"#EXTM3U"):
+        return "hls"
+    return "dash" if text.startswith(b"<") and re.search(rb"<(\w+:)?MPD[\s>]", text) else None
 
 
 def why_unreadable(path: Path) -> str:
@@ -145,8 +152,6 @@ def _text_kind(head: bytes) -> str | None:
         return "is a Git LFS pointer, not the video itself; fetch it with: git lfs pull"
     if start.startswith(("<!doctype html", "<html", "<head", "<body")):
         return "is a web page saved under a video's name; download the video itself"
-    if start.startswith(("#extm3u", "<?xml", "<mpd", "<smil")) and ("#ext" in start or "<mpd" in start):
-        return "is a playlist and only files are read so far; give the video file it names"
     return "is a text file, not a video; check the path or download it again"
 
 

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from streamvid.errors import SourceError
 from streamvid.ingest.convert import Look
-from streamvid.ingest.openers import Opener
+from streamvid.ingest.openers import MAX_PIXELS, Opener
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.pulse import PULSE
 
@@ -90,6 +90,11 @@ class Film:
         """(H, W) of the pictures it gives where no other size is asked for."""
         return self.look.shown if self.look is not None else None
 
+    @property
+    def sparse(self) -> bool:
+        """Whether single pictures can be decoded from the key frame before them, by what its packets say."""
+        return self.jumps and not (self.by_dts or self.show_damaged or self.interlaced)
+
     def key_before(self, seconds: Fraction) -> Fraction | None:
         """When the last indexed key frame at or before a moment is shown; None if there is no index."""
         if self.keys is None:
@@ -102,14 +107,20 @@ class Film:
         with closing(Decoder(self)) as decoder:
             yield from decoder.shown_packets()
 
-    def tail_end(self, claimed: Fraction) -> Fraction | None:
-        """End of the last picture, from the packets after the last key frame; None if that does not work."""
-        with closing(Decoder(self)) as decoder:
-            try:
-                decoder.seek(claimed)
-                end = end_of(decoder.shown_packets(), self.step)
-            except (av.error.FFmpegError, OverflowError):
-                return None
+    def tail_end(self, claimed: Fraction, container: InputContainer | None = None) -> Fraction | None:
+        """End of the last picture, from the packets after the last key frame; None if that does not work.
+
+        A container that is given stays open and stands at its end afterwards.
+        """
+        decoder = Decoder(self, container=container)
+        try:
+            decoder.seek(claimed)
+            end = end_of(decoder.shown_packets(), self.step)
+        except (av.error.FFmpegError, OverflowError):
+            return None
+        finally:
+            if container is None:
+                decoder.close()
         return end if end is not None and end > self.start else None
 
     def _read_keys(self) -> tuple[Fraction, ...]:
@@ -145,6 +156,7 @@ class Decoder:
         self.stream = next(stream for stream in self.container.streams.video if stream.index == film.index)
         if not self.stream.codec_context.is_open:
             self.stream.thread_type = ThreadType.AUTO
+            self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         self._keys_only = keys_only and film.marks_keys
         if self._keys_only:
             # Left to the demuxer (discard), MOV gives key frames the times of others.

@@ -6,14 +6,19 @@ They can be pickled, so that a source found by one process can be read by anothe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 
 from streamvid.errors import SourceError
 from streamvid.ingest.files import why_unreadable
+
+MAX_PIXELS = 1 << 28
+"""Larger pictures are refused before memory is set aside for them; 16384 x 16384."""
 
 
 class Opener(ABC):
@@ -44,6 +49,8 @@ class FileOpener(Opener):
 
     path: Path
     name: str
+    hwaccel: str | None = None
+    """Hardware to decode with, where it can."""
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -53,6 +60,19 @@ class FileOpener(Opener):
     def open(self) -> InputContainer:
         """Only this very file: no demuxer may follow a name that it finds inside."""
         try:
-            return av.open(str(self.path), container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
+            if self.hwaccel is not None:
+                # A device that is not there is met here; a codec it does not know is decoded in software.
+                with suppress(av.error.FFmpegError, RuntimeError):
+                    return self._open(HWAccel(device_type=self.hwaccel, allow_software_fallback=True))
+            return self._open(None)
         except (av.error.FFmpegError, ValueError, OSError):
             raise SourceError(f"{self.name} {why_unreadable(self.path)}") from None
+
+    def _open(self, hwaccel: HWAccel | None) -> InputContainer:
+        return av.open(
+            str(self.path),
+            container_options={"protocol_whitelist": "file"},
+            options={"max_pixels": str(MAX_PIXELS)},
+            metadata_errors="replace",
+            hwaccel=hwaccel,
+        )

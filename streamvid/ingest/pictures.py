@@ -51,6 +51,19 @@ class DecodeStats:
     dropped: int = 0
     """Sampled frames that a full buffer threw away because nobody took them in time."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know of it, one sentence each."""
+        told = (
+            (self.skipped, "packets could not be read or decoded and were skipped"),
+            (self.damaged, "pictures were damaged and are not shown"),
+            (self.misplaced, "pictures had times out of order and are not shown"),
+            (self.untimed, "pictures had no time of their own and were placed after those before"),
+            (self.jumps, "times the clock fell back; later times were moved on"),
+            (self.rescaled, "pictures had another size and were scaled to the first one's"),
+            (self.dropped, "frames found the buffer full and were dropped"),
+        )
+        return tuple(f"{count} {what}" for count, what in told if count)
+
     def as_dict(self) -> dict[str, int]:
         """All counts by name."""
         return asdict(self)

@@ -32,7 +32,9 @@ from streamvid.ingest.film import (
 )
 from streamvid.ingest.openers import Opener
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
-from streamvid.ingest.reader import Reader, SourceInfo
+from streamvid.ingest.reader import Reader, Shots, SourceInfo
+from streamvid.ingest.sampling import Plan, Sampler
+from streamvid.ingest.sparse import SparsePictures, sparse_plan
 
 _FALL_SECONDS = 1
 """A time that falls by more than this waits for the next one: either that confirms it (a new
@@ -50,6 +52,7 @@ class PyavReader(Reader):
     """
 
     def __init__(self, opener: Opener) -> None:
+        self._spare: InputContainer | None = None
         container = opener.open()
         try:
             stream = choose_stream(container, opener.name)
@@ -58,13 +61,18 @@ class PyavReader(Reader):
             jumps = codec in RESETTING and kind.startswith(INDEXED)
             self._film = film = Film(opener, stream.index, step_of(stream), jumps, stream.time_base or Fraction(0))
             film.by_dts = kind == "avi" and self._stamps_fall()
-            first, notes = self._first_picture()
+            stream.thread_count = 1  # one picture and what sparse reading makes of this container later
+            first, notes = self._first_picture(container)
+            if film.show_damaged:  # the container was read to its end
+                container = opener.open()
+                stream = choose_stream(container, opener.name)
             film.marks_keys = codec in RESETTING and not film.by_dts and kind != "avi" and film.timed
             frame = first.frame
             film.look, seen = look_of(frame, stream.sample_aspect_ratio)
             film.start = first.pts
+            film.interlaced = frame.interlaced_frame
             claimed = claimed_end(container, stream)
-            film.end = None if claimed is None else film.tail_end(claimed)
+            film.end = None if claimed is None else film.tail_end(claimed, container)
             if film.end is None and kind.startswith("mov"):
                 film.end = end_of(film.packets(), film.step)  # cut off: what is left is soon read
             height, width = film.look.shown
@@ -89,8 +97,31 @@ class PyavReader(Reader):
                 colour=colour_of(frame),
                 notes=opener.notes + notes + seen,
             )
-        finally:
+        except BaseException:
             container.close()
+            raise
+        if film.sparse:
+            self._spare = container
+        else:
+            container.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_spare": None}
+
+    def close(self) -> None:
+        """Let go of the container that opening left."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def sample(self, plan: Plan, *, size: tuple[int, int] | None = None) -> Shots:
+        """The pictures of a plan; ``size`` is (H, W), None for the full one."""
+        if sparse_plan(self._film, plan):
+            spare, self._spare = self._spare, None
+            pictures = SparsePictures(self._film, plan, size=size, in_order=self.pictures, container=spare)
+            return Sampler(pictures, plan, size=size, name=self.info.name)
+        self.close()
+        return super().sample(plan, size=size)
 
     def pictures(self, *, keys_only: bool = False) -> PyavPictures:
         """A new pass over all pictures of the chosen stream, or over its key frames."""
@@ -116,12 +147,14 @@ class PyavReader(Reader):
         known = [stamp for stamp in stamps if stamp is not None]
         return known != sorted(set(known))
 
-    def _first_picture(self) -> tuple[PyavPicture, tuple[str, ...]]:
+    def _first_picture(self, container: InputContainer) -> tuple[PyavPicture, tuple[str, ...]]:
         """The first picture, and what had to be accepted to get one."""
         film = self._film
         for film.show_damaged in (False, True):
-            with self.pictures() as pictures:
-                first = next(pictures, None)
+            pictures = PyavPictures(film, container=None if film.show_damaged else container)
+            first = next(pictures, None)
+            if film.show_damaged:
+                pictures.close()
             if first is not None:
                 notes: tuple[str, ...] = ()
                 if film.show_damaged:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from typing import Protocol, Self
 
 from streamvid.errors import SourceError
+from streamvid.ingest.adaptive import AdaptiveSampler, adaptive_plan, cells_of
 from streamvid.ingest.pictures import DecodeStats, Pictures
-from streamvid.ingest.sampling import Plan, Sampler, Sampling, SamplingReport, Shot, exact
+from streamvid.ingest.sampling import KeySampler, Plan, Sampler, Sampling, SamplingReport, Shot, chosen_keys, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,13 @@ class Reader(ABC):
 
     def sample(self, plan: Plan, *, size: tuple[int, int] | None = None) -> Shots:
         """The pictures of a plan; ``size`` is (H, W), None for the full one."""
-        return Sampler(self.pictures(), plan, size=size, name=self.info.name)
+        name = self.info.name
+        if plan.keys:
+            return KeySampler(self.pictures(keys_only=True), plan, size=size, name=name)
+        if plan.adaptive is not None:
+            cells = cells_of(self.info.height, self.info.width, plan.adaptive.cells)
+            return AdaptiveSampler(self.pictures(), plan, cells=cells, size=size, name=name)
+        return Sampler(self.pictures(), plan, size=size, name=name)
 
     @property
     def end(self) -> Fraction:
@@ -161,8 +168,9 @@ class Reader(ABC):
         info = self.info
         start = info.start if sampling.start is None else max(exact(sampling.start), info.start)
         stop = None if sampling.stop is None else exact(sampling.stop)
-        bounded = sampling.count is not None or sampling.max_frames is not None
-        end = self.end if bounded or info.duration is not None else None
+        bounded = sampling.count is not None or (sampling.max_frames is not None and not sampling.keys)
+        needed = bounded and not (info.live and stop is not None)
+        end = self.end if needed or info.duration is not None else None
         if (stop is not None and stop <= info.start) or (end is not None and start >= end):
             asked = f"from {float(exact(sampling.start or 0)):g} s"
             asked += f" to {float(stop):g} s" if stop is not None else ""
@@ -172,6 +180,10 @@ class Reader(ABC):
         if end is not None:
             stop = end if stop is None else min(stop, end)
         fps = None if sampling.fps is None else exact(sampling.fps)
+        if sampling.keys:
+            return self._keys_plan(sampling, Plan(start, stop, fps, sampling.max_frames, keys=True))
+        if sampling.adaptive is not None:
+            return adaptive_plan(sampling.adaptive, Plan(start, stop, fps, sampling.max_frames))
         notes: tuple[str, ...] = ()
         if sampling.count is not None:
             assert stop is not None
@@ -185,6 +197,17 @@ class Reader(ABC):
                 notes = (f"max_frames={sampling.max_frames} turns {asked} into {float(fewer):.4g} fps",)
                 fps = fewer
         return Plan(start, stop, fps, sampling.max_frames, notes)
+
+    def _keys_plan(self, sampling: Sampling, plan: Plan) -> Plan:
+        """A plan for key frames; only with ``max_frames`` they are counted first, which decodes them."""
+        if sampling.max_frames is None:
+            return plan
+        with self.pictures(keys_only=True) as pictures:
+            there = sum(1 for _ in chosen_keys(pictures, plan))
+        if there <= sampling.max_frames:
+            return plan
+        note = f"max_frames={sampling.max_frames} takes that many of {there} key frames"
+        return replace(plan, share=Fraction(sampling.max_frames, there), notes=(note,))
 
     def _measured_end(self) -> Fraction:
         end = self.info.start

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 
-from streamvid.errors import SettingsError, near
+from streamvid.errors import SettingsError
 from streamvid.frames import Frame
-from streamvid.ingest.files import check_file, label
+from streamvid.ingest.arrays import ArrayReader
+from streamvid.ingest.buffer import Ahead
+from streamvid.ingest.choice import DECODERS, only_auto
+from streamvid.ingest.isolation import RemoteReader
+from streamvid.ingest.named import Decoding, Named, find, make, maker
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.reader import Readable, Shots, SourceInfo
-from streamvid.ingest.sampling import Plan, Sampling, SamplingReport
+from streamvid.ingest.sampling import Plan, Sampling, SamplingReport, Seconds
+from streamvid.ingest.spool import Spool, spool_stdin
 
-DECODERS = ("auto", "pyav")
-"""What ``open_source`` takes as ``decoder``."""
+Result = TypeVar("Result")
+
+__all__ = ["DECODERS", "SampledFrames", "Source", "open_source"]
 
 
 class SampledFrames(Iterator[Frame]):
@@ -63,8 +71,9 @@ class Source:
     nothing; ``info.start`` says when the first picture appears.
     """
 
-    def __init__(self, reader: Readable) -> None:
+    def __init__(self, reader: Readable, spool: Spool | None = None) -> None:
         self.reader = reader
+        self._spool = spool
         self._latest: SampledFrames | None = None
 
     @property
@@ -74,7 +83,11 @@ class Source:
 
     def close(self) -> None:
         """Let go of whatever is held open; closing twice is allowed."""
+        if self._latest is not None:
+            self._latest.close()
         self.reader.close()
+        if self._spool is not None:
+            self._spool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -117,27 +130,69 @@ class Source:
         """When the last picture is gone, in container seconds; reads everything once if the container does not tell."""
         return self.reader.end
 
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """``function(reader, *arguments)`` where the reader is; all of it must be picklable."""
+        if isinstance(self.reader, RemoteReader):
+            result: Result = self.reader.call(function, *arguments)
+            return result
+        return function(self.reader, *arguments)
+
     def count_pictures(self, start: Fraction, stop: Fraction) -> int:
         """How many pictures appear in ``[start, stop)``; decodes unless the decoder knows better."""
         return self.reader.count_pictures(start, stop)
 
 
-def open_source(path: str | os.PathLike[str], *, decoder: str = "auto") -> Source:
-    """Open a video file and decode its first picture, so that what cannot work fails here.
+def open_source(
+    source: Any,
+    *,
+    decoder: str = "auto",
+    rate: Seconds | None = None,
+    times: Iterable[Seconds] | None = None,
+    threads: int | None = None,
+    hwaccel: str | None = None,
+    stall_seconds: float = 30.0,
+    isolate: bool = True,
+    ahead: Ahead | None = None,
+) -> Source:
+    """Open whatever holds pictures and decode the first one, so that what cannot work fails here.
 
     Args:
-        path: a file of any container and codec FFmpeg knows; its name's ending does not matter.
-        decoder: one of ``DECODERS``; "auto" chooses, ``info.decoder`` tells which.
+        source: a file of any container and codec FFmpeg knows (its name's ending does not matter);
+            a folder or glob of images; "-" for standard input; an http(s) address of a film or an
+            HLS or DASH playlist; ``lavfi:GRAPH``; ``camera:0``; a live stream (rtsp, rtmp, srt,
+            udp ...); an array or list of arrays (N, H, W, 3); or a ``Named`` from ``find``.
+        decoder: one of ``DECODERS``; "auto" chooses, ``info.decoder`` and ``info.chosen`` tell.
+        rate: pictures a second for what has no times of its own: images, arrays, raw streams.
+        times: when each picture of an array appears, in seconds, instead of ``rate``.
+        threads: processor threads for decoding, >= 1; None takes what the machine has.
+        hwaccel: hardware to decode with, such as "cuda"; where it cannot, a note says so.
+        stall_seconds: a source without any progress for so long is given up, > 0.
+        isolate: decode in another process, where a crash or a hang hurts nobody.  Costs 0.2 s for
+            the first source and a copy of every frame; False decodes in this process.
+        ahead: how many decoded frames may wait to be taken, and what happens to those that find no
+            room; in this process nothing runs ahead.
 
     Raises:
-        SourceError: one line on why this is not a video that can be read.
-        SettingsError: if there is no such decoder.
+        SourceError: one line on why this cannot be read.
+        SettingsError: if a setting makes no sense.
     """
-    if decoder not in DECODERS:
-        raise SettingsError(f"unknown decoder {decoder!r}; {near(decoder, DECODERS)}")
-    found = check_file(path)
-    # Decoders are imported where they are chosen: optional ones may not be installed.
-    from streamvid.ingest.openers import FileOpener
-    from streamvid.ingest.pyav import PyavReader
-
-    return Source(PyavReader(FileOpener(found, label(path))))
+    settings = Decoding(decoder, threads, hwaccel, stall_seconds)
+    if not isinstance(source, (str, os.PathLike, Named)):
+        only_auto(decoder, "an array", "arrays are not decoded")
+        return Source(ArrayReader(source, fps=rate, times=times))
+    if times is not None:
+        raise SettingsError("times are for arrays; a file has its own, images and raw streams take a rate")
+    spool = None
+    if isinstance(source, str) and source == "-":
+        spool = spool_stdin(sys.stdin.buffer)
+        source = replace(find(spool.path, rate=rate), name=spool.name)
+    try:
+        named = source if isinstance(source, Named) else find(source, rate=rate)
+        if not isolate:
+            return Source(make(named, settings), spool)
+        remote = RemoteReader(maker(named, settings), name=named.name, stall_seconds=stall_seconds, ahead=ahead)
+        return Source(remote, spool)
+    except BaseException:
+        if spool is not None:
+            spool.close()
+        raise

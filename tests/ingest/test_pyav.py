@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from streamvid.ingest import DecodeStats, Sampling, open_source
+from streamvid.ingest import DecodeStats, Sampling
 from streamvid.ingest.clips import clips
 from streamvid.ingest.pyav import PyavPictures, PyavReader
+from tests.ingest.here import open_source
 from tests.ingest.synthetic import even, number, numbers, same, write, write_two
 
 VARIABLE = [Fraction(t, 1000) for t in (0, 40, 200, 210, 1000, 1033, 1066, 4000, 4001, 4500)]

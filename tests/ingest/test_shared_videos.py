@@ -11,8 +11,9 @@ import av
 import pytest
 
 from streamvid.errors import SourceError
-from streamvid.ingest import Sampling, open_source
+from streamvid.ingest import Sampling
 from streamvid.ingest.pyav import PyavReader
+from tests.ingest.here import open_source
 from tests.ingest.synthetic import same
 
 VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
