@@ -141,7 +141,7 @@ class ChangeDetector:
         self._frame = self._latest
 
     def look(self, grey: Grey) -> Change:
-        """Compare a picture with the latest frame; the very first one is a cut.
+        """Compare a picture with the latest frame; the very first one is a cut, and a frame.
 
         Args:
             grey: (h, w), always of one size.
@@ -149,6 +149,7 @@ class ChangeDetector:
         new = _Small.of(grey)
         frame, before, self._latest = self._frame, self._latest, new
         if frame is None or before is None:
+            self._frame = new
             self._noise = np.zeros_like(new.cells)
             return Change.CUT
         since_frame = _Difference.of(new, frame, _SLOWLY)

@@ -240,7 +240,7 @@ def only_auto(wanted: str, name: str, why: str, *, also: str | None = None) -> N
         SettingsError: if anything but "auto" or ``also`` was asked for.
     """
     if wanted not in ("auto", also):
-        raise SettingsError(f"{name}: {why}, {wanted} cannot; leave the decoder out")
+        raise SettingsError(f"{name}: {why}, so {wanted} cannot be asked for; leave the decoder out")
 
 
 def reader(opener: Opener, wanted: str = "auto", *, threads: int | None = None) -> Reader:
@@ -249,7 +249,7 @@ def reader(opener: Opener, wanted: str = "auto", *, threads: int | None = None) 
     Args:
         opener: what to read; not live.
         wanted: one of ``DECODERS``.
-        threads: threads for an optional decoder, >= 1; None lets FFmpeg decide.
+        threads: threads to decode with, >= 1; None takes what the machine has.
 
     Raises:
         SourceError: if it cannot be read, or the decoder sees other pictures in it than PyAV.
@@ -259,15 +259,18 @@ def reader(opener: Opener, wanted: str = "auto", *, threads: int | None = None) 
     if wanted not in _BOTH:
         decoder, why = choose(wanted)
         plain = PyavReader(opener)
+        plain._film.threads = threads
         plain.info = replace(plain.info, decoder=decoder, chosen=why)
         return plain
     # Optional decoders are imported where they are asked for, and say first if they are not installed.
     from streamvid.ingest import decord, torchcodec
 
-    library = torchcodec.Torchcodec if wanted == "torchcodec" else decord.Decord
+    library: type[torchcodec.Library] = torchcodec.Torchcodec if wanted == "torchcodec" else decord.Decord
     library.load()
-    plain = PyavReader(opener)
-    facts = facts_of(plain, opener)
+    if isinstance(opener, FileOpener) and opener.hwaccel is not None:
+        raise SettingsError(f"{wanted} does not decode by {opener.hwaccel} here; leave the hardware or the decoder out")
+    with PyavReader(opener) as plain:
+        facts = facts_of(plain, opener)
     _, why = choose(wanted, facts)
     return torchcodec.NumberedReader(plain.info, facts, library, why=why, threads=threads or 0)
 

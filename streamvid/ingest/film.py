@@ -59,6 +59,11 @@ class Film:
 
     time_base: Fraction
     by_dts: bool = False
+    """Whether times are those of decoding: in AVI the numbers of its chunks, which are never out of order."""
+
+    delay: Fraction = Fraction(0)
+    """How many seconds pictures are shown before the time of decoding says so."""
+
     timed: bool = True
     """Whether pictures have times of their own."""
 
@@ -107,6 +112,16 @@ class Film:
         with closing(Decoder(self)) as decoder:
             yield from decoder.shown_packets()
 
+    def stamps(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[int, int | None, Fraction]]:
+        """When packets are shown and how long, in ticks, and the tick; those without a time are left out.
+
+        Where times are those of decoding the order is not that of showing, but the last is the last.
+        """
+        for packet in packets:
+            stamp = packet.dts if self.by_dts else packet.pts
+            if stamp is not None:
+                yield stamp, packet.duration, packet.time_base
+
     def tail_end(self, claimed: Fraction, container: InputContainer | None = None) -> Fraction | None:
         """End of the last picture, from the packets after the last key frame; None if that does not work.
 
@@ -115,7 +130,7 @@ class Film:
         decoder = Decoder(self, container=container)
         try:
             decoder.seek(claimed)
-            end = end_of(decoder.shown_packets(), self.step)
+            end = end_of(self.stamps(decoder.shown_packets()), self.step)
         except (av.error.FFmpegError, OverflowError):
             return None
         finally:
@@ -272,28 +287,25 @@ def step_of(stream: VideoStream) -> Fraction:
     return 1 / rate if rate is not None and 0 < rate <= 480 else Fraction(1, 25)
 
 
-def end_of(packets: Iterator[Packet[VideoStream]], step: Fraction) -> Fraction | None:
-    """When the last of the packets is gone from the screen; None if none has a time."""
+def end_of(stamps: Iterator[tuple[int, int | None, Fraction]], step: Fraction) -> Fraction | None:
+    """When the last of the packets is gone from the screen; None if none has a time; see ``Film.stamps``."""
     last = before = None
     stay: int | None = None
     base = Fraction(0)
-    leap: Packet[VideoStream] | None = None
-    for packet in packets:
-        if packet.pts is None:
+    leap: tuple[int, int | None] | None = None
+    for stamp, lasts, base in stamps:
+        if last is not None and leap is None and (stamp - last) * base > LEAP_SECONDS:
+            leap = stamp, lasts  # to be believed if the next one is near it
             continue
-        base = packet.time_base
-        if last is not None and leap is None and (packet.pts - last) * base > LEAP_SECONDS:
-            leap = packet  # to be believed if the next one is near it
-            continue
-        if leap is not None and leap.pts is not None and abs(packet.pts - leap.pts) * base <= LEAP_SECONDS:
-            last, before, stay = leap.pts, last, leap.duration
+        if leap is not None and abs(stamp - leap[0]) * base <= LEAP_SECONDS:
+            (last, stay), before = leap, last
         leap = None
-        if last is None or packet.pts > last:
-            last, before, stay = packet.pts, last, packet.duration
-        elif packet.pts != last and (before is None or packet.pts > before):
-            before = packet.pts
-    if leap is not None and leap.pts is not None:
-        last, before, stay = leap.pts, last, leap.duration
+        if last is None or stamp > last:
+            last, before, stay = stamp, last, lasts
+        elif stamp != last and (before is None or stamp > before):
+            before = stamp
+    if leap is not None:
+        (last, stay), before = leap, last
     if last is None:
         return None
     if stay:

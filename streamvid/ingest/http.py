@@ -747,7 +747,8 @@ def _proxy(url: httpx2.URL) -> str | None:
     if urllib.request.proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host):
         return None
     proxies = urllib.request.getproxies()
-    return proxies.get(url.scheme) or proxies.get("all")
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
 def _addresses(host: str) -> list[str]:

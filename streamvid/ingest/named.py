@@ -190,7 +190,7 @@ def _opener(named: Named, decoding: Decoding) -> Opener:
     if named.kind is Kind.STREAM:
         return devices.stream(address, stall_seconds=stall)
     if named.path is not None and named.kind is Kind.FILE:
-        return FileOpener(named.path, named.name, decoding.hwaccel)
+        return FileOpener(named.path, named.name, decoding.hwaccel, named.rate)
     # Only who reads from the network or a playlist needs a client for it.
     from streamvid.ingest import remote
 

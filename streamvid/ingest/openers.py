@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -33,6 +34,12 @@ class Opener(ABC):
     live: bool = False
     """Whether it can be read only once, as it comes."""
 
+    hwaccel: str | None = None
+    """Hardware to decode with, where it can."""
+
+    rate: Fraction | None = None
+    """Pictures a second if the source has no times of its own."""
+
     @abstractmethod
     def open(self) -> InputContainer:
         """The container, from its start; raises SourceError in one line."""
@@ -50,7 +57,7 @@ class FileOpener(Opener):
     path: Path
     name: str
     hwaccel: str | None = None
-    """Hardware to decode with, where it can."""
+    rate: Fraction | None = None
 
     @property
     def where(self) -> str:  # type: ignore[override]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from statistics import median_low
 
 from streamvid.ingest.files import label
 from streamvid.ingest.pictures import DecodeStats
@@ -113,7 +112,8 @@ def _by_exif(root: Path, names: tuple[str, ...]) -> Order:
         if clock[earlier] == clock[later]:
             raise _Untimed(f"{label(earlier)} and {label(later)} were taken at the same time")
     marks = [clock[name] - clock[names[0]] for name in names]
-    marks.append(marks[-1] + median_low([b - a for a, b in zip(marks, marks[1:], strict=False)]))
+    gaps = sorted(b - a for a, b in zip(marks, marks[1:], strict=False))
+    marks.append(marks[-1] + gaps[(len(gaps) - 1) // 2])  # the last one stays as long as one does in the middle
     first = found[0][0]
     where = f"UTC{first.offset}" if first.offset else "local time"
     notes: tuple[str, ...] = (f"times are those of EXIF; the first image was taken at {first.text} ({where})",)

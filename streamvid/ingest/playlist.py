@@ -13,6 +13,7 @@ import io
 import math
 import os
 import re
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from streamvid.ingest.http import BLOCK, HttpFile, Web
 
 _LONGEST_PLAYLIST = 16 << 20
 _MOST_SEGMENTS = 200_000
+_LONGEST_SEGMENT = 1e6
 _LARGEST_ENCRYPTED = 256 << 20
 _SEGMENT_AHEAD = 64 << 20
 """Segments are read whole, so one request asks for all of one."""
@@ -45,6 +47,12 @@ _IDENTIFIER = re.compile(r"\$(RepresentationID|Number|Time|Bandwidth|)(?:%0(\d{1
 _DURATION = re.compile(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:([\d.]+)S)?)?")
 _DRM = "is encrypted (DRM); give a source without copy protection"
 _TRICKS = "http://dashif.org/guidelines/trickmode"
+_LIVE_START = 3
+"""FFmpeg begins so many segments before the end of a live playlist."""
+
+_DEPTH_SECONDS = 60.0
+"""How far back a live DASH playlist is read if it does not say how long it keeps its segments."""
+
 _LIST, _WHOLE = "playlist.m3u8", "film"
 _OPTIONS = {
     # Whatever FFmpeg might open by itself fails: there is no protocol of this name.
@@ -142,8 +150,8 @@ class Playlist:
 
     Args:
         address: an http or https address, or a path.
-        stall_seconds: no byte for so long is an error; a live playlist without news for about so
-            long has ended.
+        stall_seconds: no byte for so long is an error; a live playlist without news for so long
+            has ended.
         max_height: the best version of at most so many rows is read, or the smallest if all have
             more; None reads the best.
 
@@ -157,10 +165,12 @@ class Playlist:
         if max_height is not None and max_height < 1:
             raise SettingsError(f"max_height must be 1 or more, got {max_height}; leave it out for the best version")
         self.address = os.fspath(address)
+        remote = self.address.lower().startswith(("http://", "https://"))
+        if not remote:
+            self.address = os.path.abspath(os.path.expanduser(self.address))
         self.stall_seconds = stall_seconds
         self.max_height = max_height
         self._web = Web(stall_seconds=stall_seconds)
-        remote = self.address.lower().startswith(("http://", "https://"))
         self._home: _Home = _Network(self.address, self._web) if remote else _Folder(self.address)
         self._chosen: str | None = None
         self._media: _Media | None = None
@@ -201,28 +211,22 @@ class Playlist:
             SourceError: one line that says what cannot be opened or must not be.
         """
         media = self._media if self._media is not None and self._media.ended else self._load()
-        gate = PlaylistGate(label(self.address), self._home, media, self._load, self._note)
-        options = {**_OPTIONS, **({} if media.ended else self._patience(media))}
+        where = label(self.address)
+        gate = PlaylistGate(where, self._home, media, self._load, self._note, stall_seconds=self.stall_seconds)
+        options = {**_OPTIONS, **({} if media.ended else _live(media))}
         name, kind = (_WHOLE, None) if media.whole else (_LIST, "hls")
         try:
             container = av.open(name, "r", kind, container_options=options, metadata_errors="replace", io_open=gate)
             gate.container = container
             return container
         except (av.error.FFmpegError, ValueError, OSError):
-            reason = "holds no video that can be read; its segments are damaged, encrypted or of an unknown kind"
+            why = "do not decrypt with the key it names" if media.segments[0].part.key else "are of an unknown kind"
+            reason = f"holds no video that can be read: its segments are damaged or {why}"
             raise gate.refused or SourceError(f"{label(self.address)} {reason}") from None
 
     def close(self) -> None:
         """Close idle connections; containers that are open go on, and it can be opened again."""
         self._web.close()
-
-    def _patience(self, media: _Media) -> dict[str, str]:
-        """How long FFmpeg waits for news of a live playlist; it looks for them every half segment."""
-        seconds = [segment.seconds for segment in media.segments]
-        looks = max(3, math.ceil(2 * self.stall_seconds / max(0.1, *seconds)))
-        # It starts three segments before the end, and opening must not wait for more than is there.
-        enough = min(5.0, sum(seconds[-3:]) / 2)
-        return {"max_reload": str(looks), "analyzeduration": str(int(enough * 1_000_000))}
 
     def _note(self, text: str) -> None:
         if text not in self._notes:
@@ -247,12 +251,12 @@ class Playlist:
         data, base = self._home.text(address)
         try:
             if is_playlist(data) == "dash":
-                return _Dash(data, base, self._home).read(self.max_height)
+                return _checked(_Dash(data, base, self._home).read(self.max_height))
             found = _Hls(base, self._home).read(data.decode("utf-8-sig", "replace"))
-        except (ValueError, KeyError, ArithmeticError, ElementTree.ParseError):
+            if isinstance(found, _Media):
+                return _checked(found)
+        except (ValueError, LookupError, ArithmeticError, ElementTree.ParseError):
             raise SourceError(f"{label(address)} is a playlist that makes no sense; load it again") from None
-        if isinstance(found, _Media):
-            return found
         if self._chosen is not None:
             raise SourceError(f"{label(address)} names playlists where segments should be; give one of those")
         offer, notes = _choose(found, self.max_height)
@@ -266,6 +270,13 @@ def _again(address: str, stall_seconds: float, max_height: int | None) -> Playli
     return Playlist(address, stall_seconds=stall_seconds, max_height=max_height)
 
 
+def _live(media: _Media) -> dict[str, str]:
+    """What FFmpeg is told of a playlist without end: to open it with what is there, and to look for news until told."""
+    there = sum(segment.seconds for segment in media.segments[-_LIVE_START:])
+    enough = str(int(min(5.0, there / 2) * 1_000_000))
+    return {"max_reload": "1000000", "m3u8_hold_counters": "1000000", "analyzeduration": enough, "fpsprobesize": "3"}
+
+
 class PlaylistGate:
     """The ``io_open`` of one container: gives FFmpeg what the playlist names, and nothing else.
 
@@ -274,15 +285,26 @@ class PlaylistGate:
     """
 
     def __init__(
-        self, where: str, home: _Home, media: _Media, reload: Callable[[], _Media], note: Callable[[str], None]
+        self,
+        where: str,
+        home: _Home,
+        media: _Media,
+        reload: Callable[[], _Media],
+        note: Callable[[str], None],
+        *,
+        stall_seconds: float = 30.0,
     ) -> None:
         self.opened = 0
         self.refused: SourceError | None = None
         self.container: InputContainer | None = None
         self._where = where
         self._home = home
-        self._media: _Media | None = media
+        self._media = media
         self._reload = reload
+        self._stall_seconds = stall_seconds
+        self._news: float | None = None
+        """When the playlist last brought something; None before FFmpeg has seen it."""
+
         self._note = note
         self._parts: dict[str, _Part] = {_WHOLE: media.segments[0].part} if media.whole else {}
         self._keys: dict[str, bytes] = {}
@@ -323,7 +345,14 @@ class PlaylistGate:
 
     def _list(self) -> bytes:
         """The playlist with numbers for names."""
-        media, self._media = self._media or self._reload(), None
+        now = time.monotonic()
+        media = self._media if self._news is None else self._reload()
+        if self._news is None or media.segments[-1] != self._media.segments[-1]:
+            self._news = now
+        elif not media.ended and now - self._news > self._stall_seconds:
+            self._note(f"the live playlist brought nothing new for {self._stall_seconds:g} s and is taken as ended")
+            media = media._replace(ended=True)
+        self._media = media
         self._parts = {}
         longest = math.ceil(max(segment.seconds for segment in media.segments))
         lines = ["#EXTM3U", f"#EXT-X-TARGETDURATION:{longest}", f"#EXT-X-MEDIA-SEQUENCE:{media.sequence}"]
@@ -444,7 +473,7 @@ class _Folder:
     """The home of a playlist on disk: its folder and what lies below."""
 
     def __init__(self, address: str) -> None:
-        self._address = os.path.abspath(os.path.expanduser(address))
+        self._address = address
         self._given = os.path.dirname(self._address)
         self._folder = Path(os.path.realpath(self._given))
 
@@ -466,8 +495,7 @@ class _Folder:
         return path + "/" * reference.endswith("/")
 
     def text(self, address: str) -> tuple[bytes, str]:
-        full = os.path.abspath(os.path.expanduser(address))
-        path = Path(full) if full == self._address else self._inside(full)
+        path = Path(address) if address == self._address else self._inside(address)
         try:
             if not path.is_file():
                 raise SourceError(f"{label(address)} is no file; check the path")
@@ -477,7 +505,7 @@ class _Folder:
                     data += file.read(_LONGEST_PLAYLIST)
         except OSError as reason:
             raise SourceError(f"{label(address)} cannot be read: {reason.strerror}") from None
-        return _only_playlist(data, address), full
+        return _only_playlist(data, address), address
 
     def open(self, part: _Part, *, ahead: int) -> io.FileIO:
         return io.FileIO(check_file(self._inside(part.address)))
@@ -532,6 +560,17 @@ def _decrypt(data: bytes, key: bytes, iv: bytes, where: str) -> bytes:
             return b"".join(bytes(packet) for packet in container.demux())
     except (av.error.FFmpegError, ValueError):
         raise wrong from None
+
+
+def _checked(media: _Media) -> _Media:
+    """The same, if its numbers can be meant; a ValueError if not."""
+    parts = [part for segment in media.segments for part in (segment.part, segment.header) if part is not None]
+    fine = all(part.start >= 0 and (part.length is None or part.length >= 0) for part in parts)
+    if not fine or not all(0 <= segment.seconds < _LONGEST_SEGMENT for segment in media.segments):
+        raise ValueError
+    if len(media.segments) > _MOST_SEGMENTS or not 0 <= (media.sequence or 0) < 1 << 62:
+        raise ValueError
+    return media
 
 
 def _choose(offers: list[_Offer], max_height: int | None) -> tuple[_Offer, tuple[str, ...]]:
@@ -610,8 +649,6 @@ class _Hls:
     def _add(self, line: str, seconds: float) -> None:
         if self._locked:
             raise SourceError(f"{label(self._base)} {_DRM}")
-        if not 0 <= seconds < 1e6 or len(self._segments) >= _MOST_SEGMENTS:
-            raise ValueError
         self._segments.append(_Segment(self._part(line, self._span), seconds, self._header))
 
     def _part(self, name: str, span: str | None) -> _Part:
@@ -702,7 +739,7 @@ class _Dash:
                 steady = self._live and not lines and kind == "SegmentTemplate"
                 return _Media(segments, times[0][0] if steady and times else None, not self._live, notes=notes)
         whole = [_Segment(_Part(base), self._span)] if base != self._base else []
-        return _Media(whole, 0, True, whole=True, notes=notes)
+        return _Media(whole, 0, ended=True, whole=True, notes=notes)
 
     def _template(
         self, base: str, version: Element, rules: dict[str, str], entry: Element, times: list[tuple[int, int, int]]
@@ -742,10 +779,10 @@ class _Dash:
             ticks = int(rules.get("duration", "0")) or math.ceil(self._span * scale)
             start, stop = 0, named or math.ceil(round(self._span * scale / ticks, 6))
             if self._live and not named:
-                stop = math.floor(self._age() * scale / ticks)
-                start = max(
-                    0, stop - math.ceil((_seconds(self._root.get("timeShiftBufferDepth")) or 60.0) * scale / ticks)
-                )
+                delay = _seconds(self._root.get("suggestedPresentationDelay"))
+                stop = max(0, math.floor((self._age() - delay) * scale / ticks))
+                depth = _seconds(self._root.get("timeShiftBufferDepth")) or _DEPTH_SECONDS
+                start = max(0, stop - math.ceil(depth * scale / ticks))
             if stop - start > _MOST_SEGMENTS:
                 raise ValueError
             return [(first + k, offset + k * ticks, ticks) for k in range(start, stop)]

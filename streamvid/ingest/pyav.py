@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from contextlib import closing
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from streamvid.errors import SourceError
@@ -60,7 +62,8 @@ class PyavReader(Reader):
             kind = container.format.name
             jumps = codec in RESETTING and kind.startswith(INDEXED)
             self._film = film = Film(opener, stream.index, step_of(stream), jumps, stream.time_base or Fraction(0))
-            film.by_dts = kind == "avi" and self._stamps_fall()
+            if kind == "avi":
+                film.by_dts, film.delay = self._stamps_fall()
             stream.thread_count = 1  # one picture and what sparse reading makes of this container later
             first, notes = self._first_picture(container)
             if film.show_damaged:  # the container was read to its end
@@ -74,7 +77,7 @@ class PyavReader(Reader):
             claimed = claimed_end(container, stream)
             film.end = None if claimed is None else film.tail_end(claimed, container)
             if film.end is None and kind.startswith("mov"):
-                film.end = end_of(film.packets(), film.step)  # cut off: what is left is soon read
+                film.end = end_of(film.stamps(film.packets()), film.step)  # cut off: what is left is soon read
             height, width = film.look.shown
             duration = None if film.end is None else film.end - film.start
             said = Fraction(container.duration or 0, 1_000_000)
@@ -95,7 +98,7 @@ class PyavReader(Reader):
                 decoder="pyav",
                 streams=streams_of(container, stream),
                 colour=colour_of(frame),
-                notes=opener.notes + notes + seen,
+                notes=opener.notes + notes + seen + _hardware_notes(opener, stream),
             )
         except BaseException:
             container.close()
@@ -131,21 +134,30 @@ class PyavReader(Reader):
         """Shown packets with a time in ``[start, stop)``, without decoding where packets have times."""
         count = 0
         for packet in self._film.packets():
-            if packet.pts is None:
+            stamp = packet.dts if self._film.by_dts else packet.pts
+            if stamp is None:
                 return super().count_pictures(start, stop)
-            count += start <= packet.pts * packet.time_base < stop
+            count += start <= stamp * packet.time_base < stop
         return count
 
     def _measured_end(self) -> Fraction:
-        end = end_of(self._film.packets(), self._film.step)
+        end = end_of(self._film.stamps(self._film.packets()), self._film.step)
         return end if end is not None and end > self.info.start else super()._measured_end()
 
-    def _stamps_fall(self) -> bool:
-        """Whether the pts of the first frames fall: AVI stores none, and those FFmpeg invents may be wrong."""
+    def _stamps_fall(self) -> tuple[bool, Fraction]:
+        """Whether the pts of the first frames fall, and how many seconds the first is decoded before it is shown.
+
+        AVI stores no pts, and those FFmpeg invents may be wrong.
+        """
         with closing(Decoder(self._film)) as decoder:
-            stamps = [frame.pts for frame, _ in zip(decoder.frames(), range(8), strict=False)]
-        known = [stamp for stamp in stamps if stamp is not None]
-        return known != sorted(set(known))
+            frames = list(islice(decoder.frames(), 8))
+            begin = decoder.first.dts if decoder.first is not None else None
+        known = [frame.pts for frame in frames if frame.pts is not None]
+        if known == sorted(set(known)):
+            return False, Fraction(0)
+        shown = frames[0].dts
+        late = shown - begin if shown is not None and begin is not None else 0
+        return True, late * self._film.time_base
 
     def _first_picture(self, container: InputContainer) -> tuple[PyavPicture, tuple[str, ...]]:
         """The first picture, and what had to be accepted to get one."""
@@ -160,7 +172,11 @@ class PyavReader(Reader):
                 if film.show_damaged:
                     notes += ("every picture is damaged and shown as far as it decodes",)
                 film.timed = not pictures.stats.untimed
+                asked = film.opener.rate
+                if film.timed and asked is not None:
+                    notes += (f"the rate of {float(asked):g} is not used: the source has times of its own",)
                 if not film.timed:
+                    film.step = 1 / asked if asked is not None else film.step
                     rate = float(1 / film.step)
                     notes += (f"the stream stores no times; they are counted at {rate:g} pictures a second",)
                 return first, notes
@@ -171,6 +187,13 @@ class PyavReader(Reader):
         else:
             reason = "the header is there, the pictures are missing; copy or download it again"
         raise SourceError(f"{film.name} holds no picture that can be decoded: {reason}")
+
+
+def _hardware_notes(opener: Opener, stream: VideoStream) -> tuple[str, ...]:
+    """Whether the hardware that was asked for decodes."""
+    if opener.hwaccel is None or stream.codec_context.is_hwaccel:
+        return ()
+    return (f"{opener.hwaccel} was asked for and cannot decode this here; it is decoded in software",)
 
 
 class PyavPicture(Picture):
@@ -295,13 +318,16 @@ class PyavPictures(Pictures):
             self.stats.damaged += 1
             return
         base = frame.time_base or Fraction(0)
-        stamps = (frame.dts, frame.pts) if self._film.by_dts else (frame.pts, frame.dts)
-        stamp = stamps[0] if stamps[0] is not None else stamps[1]
+        if self._film.by_dts:
+            stamp = frame.dts
+        else:
+            stamp = frame.pts if frame.pts is not None else frame.dts
         if stamp is None or not base:
-            self.stats.untimed += 1
+            # The last frames of AVI come after all of its chunks and have lost their number.
+            self.stats.untimed += not self._film.by_dts
             time = self._last + self._film.step - self._offset if self._last is not None else Fraction(0)
         else:
-            time = stamp * base
+            time = stamp * base - self._film.delay
         if self._held is not None and self._last is not None:
             held, self._held = self._held, None
             if self._last < time + self._offset <= self._last + LEAP_SECONDS:

@@ -15,6 +15,10 @@ _HEVC_SEQUENCE = 33
 """Kind of the units that hold sequence parameter sets."""
 
 
+_MOST_HELD_BACK = {"h264": 16, "hevc": 16}
+"""Most pictures that a codec allows to be decoded before and shown after another one; none where it is not named."""
+
+
 class Distrust(Exception):  # noqa: N818 - not an error: what was promised is looked at more closely
     """Packets or pictures are not as the container promised."""
 
@@ -31,15 +35,17 @@ class Spot:
 class Timeline:
     """Tells of packets, before they are decoded, whether their pictures are on screen at a target.
 
-    No picture is shown before it is decoded (pts >= dts), and packets come in the order they are
-    decoded.  So once the dts have passed a pts, no earlier one will come.
+    Packets come in the order they are decoded, and decoders hold back no more than 16 pictures to
+    put them in order.  So once more than that are known to be shown later than a moment, none will
+    come that is shown before it.  Nothing is made of dts: some files have wrong ones.
 
     Args:
+        codec: as FFmpeg names it.
         targets: ticks, rising.
         leap: a distance of pictures, in ticks, that only reading in order can judge.
     """
 
-    def __init__(self, targets: list[int], leap: int) -> None:
+    def __init__(self, codec: str, targets: list[int], leap: int) -> None:
         self.left = len(targets)
         """Targets whose picture is not known yet."""
 
@@ -49,37 +55,37 @@ class Timeline:
         self.expected: dict[int, Spot] = {}
         """Pictures that have been decided to be wanted, by pts; whoever meets one takes it out."""
 
+        self._codec = codec
+        self._held_back = _MOST_HELD_BACK.get(codec, 0)
         self._targets = targets
         self._leap = leap
         self._times: list[int] = []
         self._pending: deque[tuple[Packet[VideoStream], int, bool]] = deque()
-        self._horizon: int | None = None
+        self._settled: int | None = None
         self._began = self._ended = self._found = False
 
-    def add(self, packet: Packet[VideoStream], pictured: bool) -> None:
+    def add(self, packet: Packet[VideoStream]) -> None:
         """The next packet; the empty one at the end of the file ends the line."""
-        pts, dts = packet.pts, packet.dts
         if not packet.size:
             self._ended = True
             return
+        pts = packet.pts
         if pts is None or packet.is_corrupt:
             raise Distrust
+        shown = gives_picture(self._codec, packet)
         if not self._began:
             self._began = True
             if not packet.is_keyframe or pts > self._targets[0]:
                 raise Distrust
-            self.key = pts if pictured else None
-        shown = pictured and (self.key is None or pts >= self.key)
-        if shown:
+            self.key = pts if shown else None
+        if shown and (self.key is None or pts >= self.key):
             place = bisect_left(self._times, pts)
-            late = self._horizon is not None and pts <= self._horizon
+            late = self._settled is not None and pts <= self._settled
             if late or self._times[place : place + 1] == [pts]:
                 raise Distrust
             self._times.insert(place, pts)
-        if dts is not None:
-            if self._horizon is not None and dts < self._horizon:
-                raise Distrust
-            self._horizon = dts
+        else:
+            shown = False
         self._pending.append((packet, pts, shown))
 
     def decided(self) -> Iterator[tuple[Packet[VideoStream], Spot | None]]:
@@ -89,10 +95,9 @@ class Timeline:
             spot = None
             if shown and pts <= self._targets[-1]:
                 place = bisect_right(self._times, pts)
-                gone = self._times[place] if place < len(self._times) else None
-                if not self._ended and (gone is None or self._horizon is None or self._horizon < gone):
+                if len(self._times) - place <= self._held_back and not self._ended:
                     return
-                spot = self._spot(pts, gone, place)
+                spot = self._spot(pts, place)
             self._pending.popleft()
             yield packet, spot
 
@@ -101,11 +106,14 @@ class Timeline:
         self._found = self._found or self.key is None or pts == self.key
         return self._found
 
-    def _spot(self, pts: int, gone: int | None, place: int) -> Spot | None:
+    def _spot(self, pts: int, place: int) -> Spot | None:
+        gone = self._times[place] if place < len(self._times) else None
         first = bisect_left(self._targets, pts)
         after = bisect_left(self._targets, gone) if gone is not None else len(self._targets)
         if place == 1 and first:
             raise Distrust  # nothing is shown yet at the first target
+        if gone is not None:
+            self._settled = gone if self._settled is None else max(gone, self._settled)
         if first == after:
             return None
         before = self._times[place - 2] if place > 1 else pts

@@ -230,7 +230,7 @@ def test_false_key_frames_do_not_mislead(tmp_path: Path) -> None:
     source = open_source(path)
     frames = list(source.frames(Sampling(fps=0.3)))
     assert numbers(frames) == [round(k / 0.3 * 10 - 0.4999) for k in range(len(frames))]
-    assert source.stats.restarts == 1
+    assert source.stats.restarts >= 1
 
 
 MATRICES = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}

@@ -50,7 +50,7 @@ def test_folder_names_a_video_in_it(video: Path) -> None:
         (b"hello there\n" * 1000, "is a text file"),
         ("größer\n".encode() * 1000, "is a text file"),
         ("wide text".encode("utf-16"), "is a text file"),
-        (b"#EXTM3U\n#EXTINF:3,\n/etc/passwd\n", "is a playlist"),
+        (b"#EXTM3U\n#EXTINF:3,\n/etc/passwd\n", "outside its own folder"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "is a text file"),
         (bytes(range(256)) * 64, "no video format"),
         (
