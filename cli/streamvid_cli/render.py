@@ -108,6 +108,13 @@ def show_receipt(receipt: Receipt, *, explain: bool, said: Sequence[str] = ()) -
     for method in receipt.methods:
         settings = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method")
         console.print(f"method {method['method']}: {settings}", markup=False)
+    counts = ", ".join(f"{count} {name}" for name, count in receipt.decoding.items())
+    looked = f", {receipt.frames_looked_at} pictures looked at" if receipt.frames_looked_at else ""
+    console.print(
+        f"decoded by {receipt.decoder} ({receipt.decoder_reason}): {counts}; "
+        f"frames chosen by {receipt.sampling}{looked}",
+        markup=False,
+    )
     console.print(
         f"{receipt.frames_decoded} pictures decoded, {receipt.frames_encoded} of {receipt.frames_sampled} sampled "
         f"frames encoded in this run; prompt {receipt.prompt_tokens} tokens, answer {receipt.new_tokens}; "

@@ -33,6 +33,9 @@ _SIGMAS = 6.0
 _SHIFTS = 3.0
 """How many times the apparent shift of the whole picture excuses a difference at an edge."""
 
+_STILL = 1.5
+"""Grey levels of noise that are not taken for a shift; more is one, whatever it is."""
+
 _FIELDS = 6
 """Sixteenths of the picture that must have edges before a shift of everything is believed."""
 
@@ -164,7 +167,7 @@ class ChangeDetector:
             return Change.SCENE
         edges = np.maximum(new.edges, frame.edges)
         needed = np.maximum(self.settings.subject, _SIGMAS * noise) + since_frame.excused
-        needed += _SHIFTS * _shift(since_frame.local, edges) * edges
+        needed += _SHIFTS * _shift(np.maximum(since_frame.local - min(quiet, _STILL), 0), edges) * edges
         return Change.SUBJECT if bool((since_frame.local > needed).any()) else Change.NONE
 
     def _learn(self, local: Cells, noise: Cells) -> None:
@@ -195,10 +198,9 @@ def _exposed(new: Cells, old: Cells, gain: float) -> Cells:
     agree_new, agree_old = new.ravel(), old.ravel()
     for _ in range(2):
         mean_new, mean_old = float(agree_new.mean()), float(agree_old.mean())
-        spread = agree_old - mean_old
-        # A little variance of contrast 1 decides for pictures that have none.
-        together = float((spread * (agree_new - mean_new)).mean())
-        contrast = min(max((together + 4) / (float((spread**2).mean()) + 4), 1 / gain), gain)
+        # A ratio of variances, not a regression: noise would bend that towards a contrast of 0.
+        contrast = sqrt((float(agree_new.var()) + 4) / (float(agree_old.var()) + 4))
+        contrast = min(max(contrast, 1 / gain), gain)
         level = min(max(mean_new, mean_old / gain - _LEVELS), mean_old * gain + _LEVELS)
         correction = (contrast - 1) * (old - mean_old) + (level - mean_old)
         rest = np.abs(new - old - correction).ravel()
@@ -248,23 +250,21 @@ class Pace:
     """How many of the changed pictures become frames, decided as they come.
 
     Two limits.  A store of ``burst`` frames that refills at ``steady_fps``: what begins is seen
-    closely, what lasts is thinned, cuts always pass.  And ``max_frames``, if given: what the
-    floor will still need is set aside; of the rest as large a part must be left as there is
-    span left, less an eighth so that the first seconds are not blind, for a cut less a quarter.
+    closely, what lasts is thinned, cuts always pass.  And ``max_frames``, if given: as large a
+    part of it must be left as there is span left, less an eighth so that the first seconds are
+    not blind, for a cut less a quarter.
 
     Args:
         plan: an adaptive one; with ``max_frames`` its end must be known.
     """
 
     def __init__(self, plan: Plan) -> None:
-        assert plan.adaptive is not None and plan.fps is not None
+        assert plan.adaptive is not None
         self._adaptive = plan.adaptive
         self._plan = plan
         self._frames = 0
-        self._apart = _apart(plan.adaptive, plan.fps)
         self._store = float(plan.adaptive.burst)
         self._filled = plan.start
-        self._spare = self._free(plan.start) - 1
 
     def floor(self) -> None:
         """Count a frame that the floor asks for; it always passes."""
@@ -287,20 +287,12 @@ class Pace:
         return self._plan.max_frames is not None and self._frames >= self._plan.max_frames
 
     def _affords(self, now: Fraction, change: Change) -> bool:
-        """Whether ``max_frames`` leaves one for this."""
-        start, stop = self._plan.start, self._plan.stop
-        if self._plan.max_frames is None or stop is None:
+        """Whether ``max_frames`` leaves one for this.  The floor needs half at most, so it is never starved."""
+        start, stop, most = self._plan.start, self._plan.stop, self._plan.max_frames
+        if most is None or stop is None:
             return True
         reserve = Fraction(3, 4) if change is Change.CUT else Fraction(7, 8)
-        free = self._free(now)
-        return free >= 1 and free - Fraction(1, 2) >= reserve * self._spare * (stop - now) / (stop - start)
-
-    def _free(self, now: Fraction) -> int:
-        """Frames that neither were given nor will be needed by the floor after one at ``now``; 0 without a limit."""
-        if self._plan.max_frames is None or self._plan.stop is None:
-            return 0
-        looks = ceil((self._plan.stop - now) * exact(self._adaptive.max_fps))
-        return self._plan.max_frames - self._frames - max(0, looks - 1) // self._apart
+        return most - self._frames - Fraction(1, 2) >= reserve * (most - 1) * (stop - now) / (stop - start)
 
 
 @dataclass(slots=True)

@@ -176,6 +176,7 @@ KNOWN_WRONG: tuple[Finding, ...] = (
         "shows pictures of AVI files at wrong times, as AVI stores none",
         lambda f: f.container == "avi" and f.codec != "mjpeg",
     ),
+    Finding(_BOTH, "shows damaged pictures as if they were whole, and this file is damaged", lambda f: f.broken),
     Finding(_DECORD, "cannot decode AV1", lambda f: f.codec == "av1"),
     Finding(
         _BOTH,
@@ -196,7 +197,6 @@ KNOWN_WRONG: tuple[Finding, ...] = (
     Finding(_BOTH, "counts pictures that are meant to stay hidden", lambda f: f.hidden > 0),
     Finding(_DECORD, "counts pictures that an edit list hides", lambda f: f.cut > 0),
     Finding(_BOTH, "needs times that rise, and here they repeat, fall or leap", lambda f: f.displaced),
-    Finding(_BOTH, "shows damaged pictures as if they were whole, and this file is damaged", lambda f: f.broken),
     Finding(_BOTH, "gives other colours at edges if pictures have more than 8 bits", lambda f: f.bits > 8),
     Finding(_BOTH, "does not bring HDR and wide colours to an ordinary screen", lambda f: f.wide),
     Finding(_BOTH, "turns pictures that are to be mirrored too, and does not mirror them", lambda f: f.mirrored),

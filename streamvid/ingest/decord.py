@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamvid.errors import MissingExtra
-from streamvid.ingest.torchcodec import Library
+from streamvid.errors import MissingExtra, SettingsError
+from streamvid.ingest.torchcodec import Library, gist
 
 _NO_RECOVERED = 1e-9
 """Share of pictures that may be others in place of broken ones; decord takes 0 for "any number"."""
@@ -28,8 +28,12 @@ class Decord(Library):
         """The package, told to be quiet."""
         try:
             package = import_module("decord")
-        except ImportError as reason:
+        except ModuleNotFoundError as reason:
             raise MissingExtra("decord", extra="decord") from reason
+        except (ImportError, RuntimeError, OSError) as reason:
+            raise SettingsError(
+                f"decord is installed and does not load here ({gist(reason)}); use --decoder pyav"
+            ) from reason
         package.logging.set_level(package.logging.QUIET)
         return package
 

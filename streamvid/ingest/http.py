@@ -128,9 +128,15 @@ class Web:
 
     def chunks(self, response: httpx2.Response, where: str) -> Generator[bytes]:
         """The body as it comes; closing the generator lets the connection go."""
+        length = response.headers.get("content-length", "")
+        left = int(length) if length.isdecimal() else -1
+        raw = response.iter_raw()
         try:
-            for chunk in response.iter_raw():
+            for chunk in raw:
                 self.bytes_received += len(chunk)
+                left -= len(chunk)
+                if left == 0:
+                    next(raw, None)  # it is known to be over: the connection is free for the next request
                 yield chunk
         except httpx2.TimeoutException:
             raise SourceError(_stalled(where, self.stall_seconds)) from None

@@ -11,14 +11,12 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import av
 
 from streamvid.errors import SettingsError, SourceError, near
 from streamvid.ingest import choice, devices
 from streamvid.ingest.files import check_file, is_playlist, label, redact
-from streamvid.ingest.images import ImageFiles, ImagesReader, image_kind, is_image_folder
 from streamvid.ingest.live import LiveReader
 from streamvid.ingest.openers import FileOpener, Opener
 from streamvid.ingest.reader import Readable
@@ -105,6 +103,8 @@ class Named:
         """
         rate = "" if self.rate is None else f" at {self.rate}"
         if self.kind is Kind.IMAGES:
+            from streamvid.ingest.images import ImageFiles, ImagesReader
+
             return ImagesReader(ImageFiles.find(self.address), rate=self.rate).identity()
         if self.kind is Kind.TEST and not self.endless:
             return _digest(f"{self.address} by FFmpeg {av.library_versions}{rate}")
@@ -127,6 +127,9 @@ def find(address: str | os.PathLike[str], *, rate: Seconds | None = None) -> Nam
     Raises:
         SourceError: one line on why nothing of the kind is there.
     """
+    # The process that decodes a film must not wait for what reads images.
+    from streamvid.ingest.images import image_kind, is_image_folder
+
     text = os.fspath(address)
     every = None if rate is None else exact(rate)
     if every is not None and every <= 0:
@@ -167,6 +170,8 @@ def make(named: Named, decoding: Decoding) -> Readable:
         SettingsError: if the decoder that was asked for does not fit.
     """
     if named.kind is Kind.IMAGES:
+        from streamvid.ingest.images import ImageFiles, ImagesReader
+
         choice.only_auto(decoding.decoder, named.name, "images are decoded by Pillow")
         return ImagesReader(ImageFiles.find(named.address), rate=named.rate)
     opener = _opener(named, decoding)
@@ -204,6 +209,8 @@ def _file_address(text: str) -> str:
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
         raise SourceError(f"{label(text)} names another machine; copy the file here or give its http address")
+    from urllib.request import url2pathname  # it brings a client for the whole web along
+
     return url2pathname(parts.path)
 
 

@@ -244,9 +244,9 @@ class Torchcodec(Library):
         """``torchcodec.decoders``."""
         try:
             return import_module("torchcodec.decoders")
-        except ImportError as reason:
+        except ModuleNotFoundError as reason:
             raise MissingExtra("torchcodec", extra="torchcodec") from reason
-        except (RuntimeError, OSError) as reason:  # a page about every FFmpeg version it has tried
+        except (ImportError, RuntimeError, OSError) as reason:  # a page about every FFmpeg version it has tried
             raise SettingsError(
                 "torchcodec is installed and does not load: it needs FFmpeg's shared libraries (Debian: apt install "
                 "ffmpeg) and the release made for this torch; see constraints.txt, or use --decoder pyav"

@@ -184,7 +184,7 @@ def test_a_noisy_still_scene_keeps_only_the_floor(noise: float, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
 def test_exposure_that_pumps_is_not_motion_and_does_not_hide_it(kind: str) -> None:
-    scene = scenery(5, kind=kind)
+    scene = scenery(5, contrast=45, kind=kind)
     gains = [1 + 0.2 * np.sin(2 * np.pi * k / 60) for k in range(200)]
     pumped, _ = chosen(film([seen(scene * gain, 3, seed=k) for k, gain in enumerate(gains)]))
     assert len(pumped) <= 10 + 2 * len(gains) // 30
@@ -192,6 +192,13 @@ def test_exposure_that_pumps_is_not_motion_and_does_not_hide_it(kind: str) -> No
     moving = [seen(with_subject(scene, 0.004, 60, at[k]) * gain, 3, seed=k) for k, gain in enumerate(gains)]
     shots, _ = chosen(film(moving))
     assert len(set(range(101, 111)) & set(numbers_of(shots))) >= 9
+
+
+def test_light_from_one_side_is_no_subject() -> None:
+    """A lamp that brightens the right edge by 14 grey levels in four seconds."""
+    scene, lamp = scenery(6), np.linspace(0, 14, SIZE[1])[None]
+    shots, _ = chosen(film([seen(scene + lamp * min(k / 40, 1), 2, seed=k) for k in range(80)]))
+    assert numbers_of(shots) == [0, 20, 40, 60]
 
 
 def test_a_cut_is_a_frame_at_once_even_when_the_burst_is_spent() -> None:

@@ -68,6 +68,7 @@ def test_whole_file_takes_few_growing_requests(web: WebServer) -> None:
         assert (file.size, file.tell(), file.name, file.notes) == (len(BODY), len(BODY), "a.mp4", ())
         assert file.requests == len(web.asked) == 5  # 1, 2, 4, 8 blocks, and the rest
         assert file.bytes_received == web.sent == len(BODY)
+        assert web.connections == 1
 
 
 def test_opening_asks_for_one_block(web: WebServer) -> None:
@@ -132,7 +133,7 @@ def test_sampling_fetches_a_fraction(web: WebServer, film: Path) -> None:
                 container.seek(int(goal / stream.time_base), stream=stream)
                 frame = next(f for f in container.decode(stream) if f.pts * f.time_base + Fraction(1, 24) > goal)
                 shown.append(frame.to_ndarray(format="gray"))
-        assert film.stat().st_size > 15_000_000
+        assert film.stat().st_size > 15_000_000 and web.connections <= 1 + 8
         assert file.bytes_received < film.stat().st_size / 2 and file.requests <= 2 + 8 * 3
     with av.open(str(film)) as container:
         stream = container.streams.video[0]

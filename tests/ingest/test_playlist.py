@@ -127,6 +127,7 @@ def test_network_gives_every_picture_in_order(films: Path, web: WebServer, name:
     assert shown(source) == list(range(30))
     assert {asked.headers["user-agent"].partition("/")[0] for asked in web.asked} == {"streamvid"}
     assert len(web.asked) == source.requests <= 10 and source.bytes_received == web.sent
+    assert web.connections <= 2  # nearly everything goes through one connection
     source.close()
     assert shown(source) == list(range(30))
 
@@ -357,6 +358,7 @@ def test_live_playlist_that_vanishes_is_an_error(
         ('#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,KEYFORMAT="com.apple",URI="skd://x"\n#EXTINF:1,\na.ts\n', "(DRM)"),
         ("<MPD>", "makes no sense"),
         ("<MPD></MPD>", "names no period"),
+        ('<?xml version="1.0" encoding="x"?><MPD></MPD>', "makes no sense"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><MPD>&a;</MPD>', "defines entities"),
         ("<MPD><Period><AdaptationSet/></Period></MPD>", "names no video"),
         (
@@ -426,6 +428,15 @@ def test_bad_segment_is_an_error_and_no_traceback(
         setattr(web.pages[f"/ts/a{place}.ts"], key, value)
     message = refusal(Playlist(web.url("/ts/a.m3u8?sig=secret"), stall_seconds=0.3))
     assert words in message and f"/ts/a{place}.ts" in message
+    assert capfd.readouterr().err == ""
+
+
+def test_many_bad_segments_are_one_error(films: Path, web: WebServer, capfd: pytest.CaptureFixture[str]) -> None:
+    serve(web, films, "ts")
+    for k in range(1, 6):
+        web.pages[f"/ts/a{k}.ts"].status = 404
+    assert "/ts/a1.ts does not exist (404)" in refusal(Playlist(web.url("/ts/a.m3u8")))
+    assert web.paths() == ["/ts/a.m3u8", "/ts/a0.ts", "/ts/a1.ts"]
     assert capfd.readouterr().err == ""
 
 
@@ -638,6 +649,13 @@ def test_gate_knows_its_own_names_only(films: Path, canary: Path) -> None:
             one(name, flags, {})
         assert one.refused is not None and one.opened == 0
         assert one("segment-0", 1, {}).read() == b""  # after the first refusal nothing is given
+    one = gate()
+    one("playlist.m3u8", 1, {})
+    with one("segment-0", 1, {}) as open_before:
+        assert open_before.read(4)
+        with pytest.raises(SourceError):
+            one("elsewhere", 1, {})
+        assert open_before.read(4) == b""
     one = gate()
     text = one("playlist.m3u8", 1, {}).read() or b""
     assert b"a0.ts" not in text and b"segment-0" in text

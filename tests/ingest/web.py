@@ -71,6 +71,7 @@ class WebServer:
         self.pages: dict[str, Page] = {}
         self.asked: list[Asked] = []
         self.sent = 0
+        self.connections = 0
         self.over = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -115,6 +116,10 @@ def serving() -> Iterator[WebServer]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 30
+
+    def setup(self) -> None:
+        self.server.web.connections += 1  # type: ignore[attr-defined]
+        super().setup()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the test looks at ``asked``."""
