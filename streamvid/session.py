@@ -90,6 +90,11 @@ class Session:
         self._size: tuple[int, int] | None = None
         self._last_key: Tensor | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) in which the model sees the frames of the stream that was started."""
+        return self._size
+
     # --- watching ---------------------------------------------------------------------------------------------------
 
     def start(self, *, height: int, width: int, num_frames: int) -> None:

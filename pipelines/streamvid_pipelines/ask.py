@@ -47,6 +47,11 @@ CLIP_BYTES = 256 << 20
 """Most bytes of pictures held at any time: clips of very large frames are shorter, down to 8 frames."""
 
 
+FULL_PIXELS = 1920 * 1088
+"""Frames of up to so many pixels reach the model's own, exact resize; larger ones are scaled to its size as they
+are decoded, so that no memory is spent on what it would throw away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Everything that can be set about watching and answering; defaults suit one video and one question."""
@@ -208,6 +213,7 @@ class AskVideo:
                 "hwaccel": self.request.hwaccel,
                 "clip_frames": CLIP_FRAMES,
                 "clip_bytes": CLIP_BYTES,
+                "full_pixels": FULL_PIXELS,
                 "span_frames": self.session.span_frames,
             },
             model=f"{info.fingerprint}/{info.dtype}",
@@ -290,9 +296,13 @@ class AskVideo:
                 start = plan.start if writer.stop is None else max(plan.start, writer.stop)
                 earlier = self._frames_of(key) if start > plan.start else 0
                 session.start(height=source.info.height, width=source.info.width, num_frames=total)
+                height, width = source.info.height, source.info.width
+                size = session.size if height * width > FULL_PIXELS else None
+                if size is not None:
+                    height, width = size
                 if start < stop:
-                    frames = source.frames(self._rest(plan, start, stop, earlier))
-                    length = clip_frames(height=source.info.height, width=source.info.width)
+                    frames = source.frames(self._rest(plan, start, stop, earlier), size=size)
+                    length = clip_frames(height=height, width=width)
                     timed = _timed(followed(frames, length), receipt)
                     interval = 1 / plan.fps if plan.mode == "rate" and plan.fps is not None else None
                     self._clips(timed, writer, interval, stop, plan.start, began, on_progress)

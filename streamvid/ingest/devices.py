@@ -43,6 +43,7 @@ class DeviceOpener(Opener):
     stall_seconds: float
     hint: str
     live: bool = True
+    hwaccel: str | None = None
 
     def open(self) -> InputContainer:
         """The running stream."""

@@ -171,6 +171,8 @@ class Decoder:
         self.stream = next(stream for stream in self.container.streams.video if stream.index == film.index)
         if not self.stream.codec_context.is_open:
             self.stream.thread_type = ThreadType.AUTO
+            if film.threads is not None:
+                self.stream.thread_count = film.threads
             self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         self._keys_only = keys_only and film.marks_keys
         if self._keys_only:

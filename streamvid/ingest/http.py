@@ -29,6 +29,7 @@ import httpx2
 
 from streamvid.errors import SettingsError, SourceError
 from streamvid.ingest.files import label
+from streamvid.ingest.pulse import PULSE
 
 BLOCK: Final = 1 << 18
 """What is fetched and kept at least, 256 KiB: a key frame with its neighbours, and about what a
@@ -134,6 +135,7 @@ class Web:
         try:
             for chunk in raw:
                 self.bytes_received += len(chunk)
+                PULSE.beat()
                 left -= len(chunk)
                 if left == 0:
                     next(raw, None)  # it is known to be over: the connection is free for the next request

@@ -478,6 +478,5 @@ def _shared(size: int) -> tuple[mmap.mmap, str]:
         finally:
             os.close(handle)
     raise SourceError(
-        f"there is no room for {size >> 20} MiB of pictures in {' or '.join(places)}; free some space or let fewer "
-        "frames wait (--ahead)"
+        f"there is no room for {size >> 20} MiB of pictures in {' or '.join(places)}; free some space there"
     )

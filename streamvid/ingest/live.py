@@ -9,7 +9,7 @@ from streamvid.errors import SourceError
 from streamvid.ingest.convert import look_of
 from streamvid.ingest.describe import colour_of, streams_of
 from streamvid.ingest.film import Film, choose_stream, step_of
-from streamvid.ingest.openers import Opener
+from streamvid.ingest.openers import Opener, hardware_notes
 from streamvid.ingest.pictures import Picture, Pictures
 from streamvid.ingest.pyav import PyavPicture, PyavPictures
 from streamvid.ingest.reader import Reader, SourceInfo
@@ -55,7 +55,7 @@ class LiveReader(Reader):
                 live=True,
                 streams=streams_of(container, stream),
                 colour=colour_of(frame),
-                notes=(*opener.notes, *seen),
+                notes=(*opener.notes, *seen, *hardware_notes(opener, stream)),
             )
             self._pass = OnePass(pictures, first)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from functools import partial
@@ -189,19 +189,19 @@ def maker(named: Named, decoding: Decoding) -> partial[Readable]:
 def _opener(named: Named, decoding: Decoding) -> Opener:
     address, stall = named.address, decoding.stall_seconds
     if named.kind is Kind.TEST:
-        return devices.lavfi(address, stall_seconds=stall)
+        return replace(devices.lavfi(address, stall_seconds=stall), hwaccel=decoding.hwaccel)
     if named.kind is Kind.CAMERA:
-        return devices.camera(address, stall_seconds=stall)
+        return replace(devices.camera(address, stall_seconds=stall), hwaccel=decoding.hwaccel)
     if named.kind is Kind.STREAM:
-        return devices.stream(address, stall_seconds=stall)
+        return replace(devices.stream(address, stall_seconds=stall), hwaccel=decoding.hwaccel)
     if named.path is not None and named.kind is Kind.FILE:
         return FileOpener(named.path, named.name, decoding.hwaccel, named.rate)
     # Only who reads from the network or a playlist needs a client for it.
     from streamvid.ingest import remote
 
     if named.kind is Kind.PLAYLIST:
-        return remote.playlist(str(named.path), stall_seconds=stall)
-    return remote.http(address, stall_seconds=stall)
+        return remote.playlist(str(named.path), stall_seconds=stall, hwaccel=decoding.hwaccel)
+    return remote.http(address, stall_seconds=stall, hwaccel=decoding.hwaccel)
 
 
 def _file_address(text: str) -> str:

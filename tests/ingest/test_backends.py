@@ -126,10 +126,11 @@ class Yardstick:
 
 
 def plans_of(reader: Reader, *, seconds: Fraction) -> list[Plan]:
-    """All pictures of a second, five over everything, and two a second from a third of a second on."""
+    """All pictures of a second, the last quarter first, five over everything, two a second from within a picture."""
     start = reader.info.start
     third = start + Fraction(1, 3)
-    asked = [Sampling(stop=start + min(Fraction(1), seconds)), Sampling(count=5, stop=start + seconds)]
+    asked = [Sampling(count=2, start=start + seconds * Fraction(3, 4), stop=start + seconds)]
+    asked += [Sampling(stop=start + min(Fraction(1), seconds)), Sampling(count=5, stop=start + seconds)]
     if seconds > 1:
         asked.append(Sampling(fps=2, start=third, stop=start + min(Fraction(4), seconds)))
     return [reader.plan(sampling) for sampling in asked]
