@@ -33,9 +33,6 @@ _SIGMAS = 6.0
 _SHIFTS = 3.0
 """How many times the apparent shift of the whole picture excuses a difference at an edge."""
 
-_STILL = 1.5
-"""Grey levels of noise that are not taken for a shift; more is one, whatever it is."""
-
 _FIELDS = 6
 """Sixteenths of the picture that must have edges before a shift of everything is believed."""
 
@@ -167,7 +164,7 @@ class ChangeDetector:
             return Change.SCENE
         edges = np.maximum(new.edges, frame.edges)
         needed = np.maximum(self.settings.subject, _SIGMAS * noise) + since_frame.excused
-        needed += _SHIFTS * _shift(np.maximum(since_frame.local - min(quiet, _STILL), 0), edges) * edges
+        needed += _SHIFTS * _shift(since_frame.local, edges) * edges
         return Change.SUBJECT if bool((since_frame.local > needed).any()) else Change.NONE
 
     def _learn(self, local: Cells, noise: Cells) -> None:

@@ -31,7 +31,7 @@ DECODERS = ("auto", "pyav", "torchcodec", "decord")
 """What may be asked for as ``decoder``."""
 
 _WHY = {
-    "auto": "it reads every kind of source, and nothing measured is faster and as exact",
+    "auto": "it reads every kind of source, and nothing as exact was found to cost less",
     "pyav": "asked for",
     "torchcodec": "asked for; nothing known speaks against it for this file",
     "decord": "asked for; nothing known speaks against it for this file",

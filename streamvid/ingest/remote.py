@@ -8,10 +8,10 @@ import av
 from av.container import InputContainer
 
 from streamvid.errors import SourceError
-from streamvid.ingest.files import label
+from streamvid.ingest.files import is_playlist, label
 from streamvid.ingest.http import HttpFile
 from streamvid.ingest.openers import Opener, open_container
-from streamvid.ingest.playlist import Playlist, is_playlist
+from streamvid.ingest.playlist import Playlist
 
 _HEAD_BYTES = 4096
 
@@ -46,7 +46,7 @@ class HttpOpener(Opener):
         file = self._file.reopen()
         try:
             # No format may open further addresses, and none is given by the name.
-            return open_container(file, protocols="", hwaccel=self.hwaccel)
+            return open_container(file, protocols="none", hwaccel=self.hwaccel)
         except (av.error.FFmpegError, ValueError, OSError):
             reason = "is no video that can be read: of no known format, cut off or damaged; open it in a browser"
             raise file.failure or SourceError(f"{self.name} {reason}") from None

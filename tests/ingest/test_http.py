@@ -19,7 +19,9 @@ import pytest
 
 from streamvid.errors import SettingsError, SourceError
 from streamvid.ingest import http
-from streamvid.ingest.http import BLOCK, HttpFile, Web
+from streamvid.ingest import web as connections
+from streamvid.ingest.http import BLOCK, HttpFile
+from streamvid.ingest.web import Web
 from tests.ingest.synthetic import even, write
 from tests.ingest.web import Page, WebServer, serving
 
@@ -35,7 +37,7 @@ def web() -> Iterator[WebServer]:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts are short, and no proxy of this machine is asked."""
-    monkeypatch.setattr(http, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(connections, "_PAUSE_SECONDS", 0.001)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -112,6 +114,13 @@ def test_two_places_read_in_turn_keep_their_connections(web: WebServer) -> None:
                 file.seek(start + k * BLOCK // 8)
                 assert file.read(BLOCK // 8) == BODY[start + k * BLOCK // 8 :][: BLOCK // 8]
         assert file.requests <= 8
+
+
+def test_short_way_forward_is_read_over(web: WebServer) -> None:
+    with HttpFile(web.put("/a.mp4", BODY)) as file:
+        for block, requests in ((0, 1), (1, 2), (2, 2), (3, 3), (5, 3), (4, 3), (9, 4)):
+            file.seek(block * BLOCK)
+            assert file.read(9) == BODY[block * BLOCK :][:9] and file.requests == requests
 
 
 def test_memory_is_bounded(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +454,9 @@ def test_wrong_login_is_said_so(web: WebServer) -> None:
 
 def test_outside_cannot_lead_inside(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as inner:
-        monkeypatch.setattr(http, "_is_private", lambda address: bool(web.asked))  # only the first server is outside
+        monkeypatch.setattr(
+            connections, "_is_private", lambda address: bool(web.asked)
+        )  # only the first server is outside
         assert "leads into a private network" in refusal(web.put("/a.mp4", redirect=inner.put("/b.mp4", BODY)))
         assert inner.asked == []
 
@@ -474,7 +485,7 @@ def test_private_servers_may_be_forbidden(web: WebServer) -> None:
     ],
 )
 def test_what_is_private(address: str, private: bool) -> None:
-    assert http._is_private(address) is private
+    assert connections._is_private(address) is private
 
 
 def test_proxy_of_the_environment_is_used(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,10 @@ import pytest
 import torch
 
 from streamvid.errors import SettingsError, SourceError
-from streamvid.ingest import http, playlist
-from streamvid.ingest.playlist import Playlist, PlaylistGate, is_playlist
+from streamvid.ingest import playlist
+from streamvid.ingest import web as connections
+from streamvid.ingest.files import is_playlist
+from streamvid.ingest.playlist import Playlist, PlaylistGate
 from tests.ingest.synthetic import even, number, write, write_sound
 from tests.ingest.web import WebServer, serving
 
@@ -83,7 +85,7 @@ def web() -> Iterator[WebServer]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(connections, "_PAUSE_SECONDS", 0.001)
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -628,7 +630,7 @@ def test_pipe_in_the_folder_does_not_hang(tmp_path: Path) -> None:
 def test_outside_playlist_cannot_lead_inside(films: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The playlist's server counts as one outside, every other connection as one inside."""
     with serving() as inner:
-        monkeypatch.setattr(http, "_is_private", lambda address: bool(web.asked))
+        monkeypatch.setattr(connections, "_is_private", lambda address: bool(web.asked))
         serve(inner, films, "ts")
         text = (films / "ts/a.m3u8").read_text().replace("a0.ts", inner.url("/ts/a0.ts"))
         assert "leads into a private network" in refusal(Playlist(web.put("/a.m3u8", text.encode())))
