@@ -386,7 +386,7 @@ def _square(size: tuple[int, int], ratio: Fraction | None, upright: Upright) -> 
     shown = upright.size(wanted)
     if wanted == size:
         return shown, ()
-    change = "widened" if shown[1] > upright.size(size)[1] else "heightened"
+    change = "widened" if shown[1] > upright.size(size)[1] else "stretched"
     return shown, (f"{told}; pictures are {change} to {shown[1]}x{shown[0]}",)
 
 

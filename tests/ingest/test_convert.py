@@ -213,7 +213,7 @@ def test_kind_and_size_may_change_on_the_way() -> None:
     [
         ((360, 640), Fraction(2), (360, 1280), "widened to 1280x360"),
         ((144, 176), Fraction(128, 117), (144, 193), "widened to 193x144"),
-        ((100, 200), Fraction(1, 2), (200, 200), "heightened to 200x200"),
+        ((100, 200), Fraction(1, 2), (200, 200), "stretched to 200x200"),
         ((480, 854), Fraction(1280, 1281), (480, 854), ""),
         ((3, 5), Fraction(3, 2), (3, 8), "widened to 8x3"),  # 7.5
         ((360, 640), Fraction(1), (360, 640), ""),
@@ -333,7 +333,7 @@ def test_pixels_are_made_square_before_the_turn(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", "libx264")
     turn(path, (0, 1, -1, 0))
     look, notes = look_of(first_frame(path), Fraction(3, 2))
-    assert look.shown == (144, 64) and any("heightened to 64x144" in note for note in notes)
+    assert look.shown == (144, 64) and any("stretched to 64x144" in note for note in notes)
 
 
 def test_odd_matrix_is_ignored_with_a_note(tmp_path: Path) -> None:
