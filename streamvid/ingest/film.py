@@ -23,6 +23,9 @@ from streamvid.ingest.openers import MAX_PIXELS, Opener
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.pulse import PULSE
 
+_MOST_REORDERED = 17
+"""Pictures that may come after one in the file and before it on screen: 16 in H.264 and HEVC, and that one."""
+
 LEAP_SECONDS = 10
 """A time that leaps by more than this waits for the next one: either that confirms it (a long
 still picture) or the time was damaged."""
@@ -129,7 +132,9 @@ class Film:
         """
         decoder = Decoder(self, container=container)
         try:
-            decoder.seek(claimed)
+            # The last one in the file need not be the last one shown, and where every packet counts as a key
+            # frame, or none does, a jump lands right on it.
+            decoder.seek(max(Fraction(0), claimed - _MOST_REORDERED * self.step))
             end = end_of(self.stamps(decoder.shown_packets()), self.step)
         except (av.error.FFmpegError, OverflowError):
             return None

@@ -176,7 +176,7 @@ def make(named: Named, decoding: Decoding) -> Readable:
         return ImagesReader(ImageFiles.find(named.address), rate=named.rate)
     opener = _opener(named, decoding)
     if opener.live:
-        choice.only_auto(decoding.decoder, named.name, "live sources are decoded by pyav")
+        choice.only_auto(decoding.decoder, named.name, "live sources are decoded by pyav", also="pyav")
         return LiveReader(opener)
     return choice.reader(opener, decoding.decoder, threads=decoding.threads)
 
