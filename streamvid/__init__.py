@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streamvid.lazy import lazily
 
 if TYPE_CHECKING:
     from streamvid.budget import Budget, Limits
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from streamvid.signals import Signal, Signals
     from streamvid.tokens import VideoTokens
 
+# The process that decodes does without torch, so nothing is imported before it is asked for.
 _HOMES = {
     "budget": ("Budget", "Limits"),
     "errors": ("BankError", "MissingExtra", "SettingsError", "SourceError", "StreamvidError", "UnsupportedError"),
@@ -30,7 +32,7 @@ _HOMES = {
     "signals": ("Signal", "Signals"),
     "tokens": ("VideoTokens",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__getattr__ = lazily(__name__, _HOMES)
 
 __all__ = [
     "BankError",
@@ -49,10 +51,3 @@ __all__ = [
     "UnsupportedError",
     "VideoTokens",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: a process that only decodes does without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

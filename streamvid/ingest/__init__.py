@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from streamvid.lazy import lazily
 
 if TYPE_CHECKING:
     from streamvid.ingest.files import redact
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from streamvid.ingest.sampling import Plan, Sampler, Sampling, SamplingReport, Shot
     from streamvid.ingest.source import DECODERS, SampledFrames, Source, open_source
 
+# The process that decodes does without torch, so nothing is imported before it is asked for.
 _HOMES = {
     "files": ("redact",),
     "pictures": ("DecodeStats", "Picture", "Pictures"),
@@ -19,7 +21,7 @@ _HOMES = {
     "sampling": ("Plan", "Sampler", "Sampling", "SamplingReport", "Shot"),
     "source": ("DECODERS", "SampledFrames", "Source", "open_source"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__getattr__ = lazily(__name__, _HOMES)
 
 __all__ = [
     "DECODERS",
@@ -38,10 +40,3 @@ __all__ = [
     "open_source",
     "redact",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: the process that decodes does without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -63,7 +63,7 @@ def act(what: str) -> None:
         raise ZeroDivisionError("a mistake of ours")
     elif what == "dawdle":  # slow, but getting on
         for _ in range(12):
-            time.sleep(0.1)
+            time.sleep(0.3)
             PULSE.beat()
 
 
