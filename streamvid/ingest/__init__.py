@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streamvid.ingest.files import redact
     from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
     from streamvid.ingest.reader import Reader, SourceInfo
-    from streamvid.ingest.sampling import Plan, Sampler, Sampling, SamplingReport, Shot
+    from streamvid.ingest.sampling import Adaptive, Plan, Sampler, Sampling, SamplingReport, Shot
     from streamvid.ingest.source import DECODERS, SampledFrames, Source, open_source
 
 # The process that decodes does without torch, so nothing is imported before it is asked for.
@@ -18,12 +18,13 @@ _HOMES = {
     "files": ("redact",),
     "pictures": ("DecodeStats", "Picture", "Pictures"),
     "reader": ("Reader", "SourceInfo"),
-    "sampling": ("Plan", "Sampler", "Sampling", "SamplingReport", "Shot"),
+    "sampling": ("Adaptive", "Plan", "Sampler", "Sampling", "SamplingReport", "Shot"),
     "source": ("DECODERS", "SampledFrames", "Source", "open_source"),
 }
 __getattr__ = lazily(__name__, _HOMES)
 
 __all__ = [
+    "Adaptive",
     "DECODERS",
     "DecodeStats",
     "Picture",

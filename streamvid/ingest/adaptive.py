@@ -14,6 +14,7 @@ from math import ceil, floor, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from streamvid.errors import SourceError
 from streamvid.ingest.pictures import Picture, Pictures
 from streamvid.ingest.sampling import FLOOR_FPS, Adaptive, Plan, Sampler, SamplingReport, Shot, exact
 
@@ -45,6 +46,9 @@ _LEVELS = 10.0
 
 _EXPOSED = 0.25
 """Part of an exposure correction by which it may be wrong in places."""
+
+_GLARE = 235.0
+"""Brightness at which a cell may hold clipped pixels, and an exposure correction tells nothing."""
 
 
 class Change(Enum):
@@ -100,7 +104,11 @@ class _Difference:
         rest = new.cells - old.cells - correction
         near, around, far = _blur(rest, 1, 2, 7)
         scene = float(np.abs(around).mean()) / (8 + (new.contrast + old.contrast) / 2)
-        return cls(np.abs(near - far), _EXPOSED * np.abs(correction), scene)
+        excused = np.abs(_EXPOSED * correction)
+        glaring = np.maximum(new.cells, old.cells) > _GLARE
+        if glaring.any():
+            excused[_blur(glaring, 1)[0] > 0] += np.abs(correction).max()
+        return cls(np.abs(near - far), excused, scene)
 
 
 class ChangeDetector:
@@ -113,13 +121,18 @@ class ChangeDetector:
       the next it is a cut; above ``scene`` from the latest frame it is a fade, a large mover or
       a camera that has turned far enough.
     - *Subject*: the largest difference of 3x3 cells less that of their surroundings.  It must
-      exceed ``subject`` grey levels, six times the noise there, and what a shift of the whole
-      picture would explain: the median over all edges tells how far everything seems to have
-      moved, so that a shaking camera is not taken for a thousand subjects.
+      exceed ``subject`` grey levels or six times the noise there, and on top of that what a
+      shift of the whole picture would explain: the edges tell how far each sixteenth of it
+      seems to have moved, and the middle one counts, so that a camera that turns is not taken
+      for a thousand subjects.
 
     Noise is the median difference of all cells or the running mean of the cell itself,
     whichever is larger.  Each frame becomes what later pictures are compared with, so slow
     changes add up until they are seen.
+
+    Not seen: what changes in colour and not in brightness, what moves less than about 20 grey
+    levels times cells from look to look (it adds up and is seen later), soft shadows, and
+    small subjects while the camera itself moves.
 
     Args:
         settings: thresholds.
@@ -174,7 +187,7 @@ class ChangeDetector:
         self._noise += (usual - self._noise) / min(self._looks, _NOISE_LOOKS)
 
 
-def _blur(cells: Cells, *radii: int) -> list[Cells]:
+def _blur(cells: Cells | NDArray[np.bool_], *radii: int) -> list[Cells]:
     """Means over squares of ``2 * radius + 1``; cells beyond the border are as those on it."""
     edge = max(radii)
     sums = np.pad(cells, edge, "edge").cumsum(0, dtype=np.float64).cumsum(1)
@@ -350,7 +363,11 @@ class AdaptiveSampler(Sampler):
         return replace(super().report, notes=notes, looked=self._looked, left_out=self._left_out)
 
     def _run(self) -> Generator[Shot, None, None]:
-        yield from super()._run()
+        try:
+            yield from super()._run()
+        except SourceError:
+            yield from self._give(self._seen_until)
+            raise
         yield from self._give(self._seen_until)
 
     def _take(self, shown: Picture, gone: Fraction) -> Iterator[Shot]:

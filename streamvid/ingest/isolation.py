@@ -385,7 +385,10 @@ class RemoteShots:
         release: Callable[[Process], None],
     ) -> None:
         self._process, self._patience, self._release = process, patience, release
-        self._stats, self._report = DecodeStats(), SamplingReport(0, None, None, plan.fps, Fraction(0), plan.notes)
+        self._stats, self._report = (
+            DecodeStats(),
+            SamplingReport(0, None, None, plan.fps, Fraction(0), plan.notes, plan.mode),
+        )
         self._at: Fraction | None = None
         capacity = ahead.capacity(frame_bytes)
         # One more slot than the buffer holds: the picture that is being written.

@@ -45,8 +45,8 @@ class Adaptive:
             > 0 and at most ``max_fps``.  Higher follows lasting motion closer and keeps more.
         burst: changed pictures kept one after another before ``steady_fps`` sets the pace, >= 1.
             What was not used comes back at ``steady_fps``.  Cuts are never held back.
-        subject: how much 3x3 cells of the small picture must differ from their surroundings'
-            change, in grey levels (0 to 255), > 0.  Smaller sees fainter subjects and keeps more.
+        subject: how much 3x3 cells of the small picture must change more than their surroundings,
+            in grey levels (0 to 255), > 0.  Smaller sees fainter subjects and keeps more.
         scene: mean difference from the latest frame, as a share of the contrast, > 0.  Smaller
             keeps more frames of a turning camera or a fade.
         cut: the same between one look and the next, > 0; above it, it is a cut.

@@ -10,12 +10,14 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from itertools import product
 from math import ceil, floor
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -187,7 +189,7 @@ def test_exposure_that_pumps_is_not_motion_and_does_not_hide_it(kind: str) -> No
     scene = scenery(5, contrast=55, kind=kind)
     gains = [1 + 0.2 * np.sin(2 * np.pi * k / 60) for k in range(200)]
     pumped, _ = chosen(film([seen(scene * gain, 3, seed=k) for k, gain in enumerate(gains)]))
-    assert len(pumped) <= 10 + 2 * len(gains) // 30
+    assert len(pumped) <= 12
     at = [(0.5, 0.3 + 0.02 * min(max(k - 100, 0), 10)) for k in range(200)]
     moving = [seen(with_subject(scene, 0.004, 60, at[k]) * gain, 3, seed=k) for k, gain in enumerate(gains)]
     shots, _ = chosen(film(moving))
@@ -195,9 +197,9 @@ def test_exposure_that_pumps_is_not_motion_and_does_not_hide_it(kind: str) -> No
 
 
 def test_soft_light_is_no_subject() -> None:
-    """A lamp that brightens a quarter of the picture by 15 grey levels in four seconds."""
+    """A lamp that brightens a part of the picture by 25 grey levels in four seconds."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    lamp = 15 * np.exp(-(((y - 60) / 35) ** 2) - ((x - 130) / 35) ** 2)
+    lamp = 25 * np.exp(-(((y - 60) / 25) ** 2) - ((x - 130) / 25) ** 2)
     shots, _ = chosen(film([seen(scenery(6) + lamp * min(k / 40, 1), 2, seed=k) for k in range(80)]))
     assert numbers_of(shots) == [0, 20, 40, 60]
 
@@ -243,15 +245,15 @@ def test_a_turning_camera_keeps_to_the_steady_rate() -> None:
     assert report.longest_gap <= 1
 
 
-def test_a_shaking_camera_is_not_a_thousand_subjects() -> None:
-    scene = np.pad(scenery(9, contrast=50, kind="hard"), 2, mode="edge")
-    random = np.random.default_rng(0)
-    pictures = []
-    for k in range(100):
-        y, x = random.integers(0, 4, 2)
-        pictures.append(seen(scene[y : y + SIZE[0], x : x + SIZE[1]], 2, seed=k))
-    shots, _ = chosen(film(pictures))
-    assert len(shots) <= 20
+@pytest.mark.parametrize("brick", [6, 12, 24])
+def test_a_camera_that_begins_to_turn_is_not_a_thousand_subjects(brick: int) -> None:
+    """Bricks pass by at half a cell a look for two seconds; a frame each time they have moved enough, not each look."""
+    shades = np.random.default_rng(0).uniform(60, 180, (SIZE[0] // brick + 1, 2 * SIZE[1] // brick))
+    wall = np.kron(shades, np.ones((brick, brick)))[: SIZE[0]]
+    at = [min(max(k - 40, 0), 20) for k in range(80)]
+    shots, _ = chosen(film([seen(wall[:, x : x + SIZE[1]], 2, seed=k) for k, x in enumerate(at)]))
+    turning = [k for k in numbers_of(shots) if 41 <= k <= 61]
+    assert 2 <= len(turning) <= 10
 
 
 def test_what_a_subject_leaves_and_brings_is_kept_once() -> None:
@@ -295,6 +297,21 @@ def test_few_pictures_are_alive_at_any_time() -> None:
     for _ in shots:  # type: ignore[attr-defined]
         most = max(most, sum(ref() is not None for ref in pictures.alive))
     assert 1 <= most <= 3
+
+
+def test_a_source_that_breaks_off_still_gives_the_frame_that_was_held() -> None:
+    def draw(k: int) -> Grey:
+        if k == 7:
+            raise SourceError("the cable was pulled")
+        return np.full(SIZE, 90, dtype=np.uint8)
+
+    reader = DrawnReader(draw, even(50))
+    shots = reader.sample(reader.plan(Sampling(adaptive=Adaptive())))
+    first = next(shots)
+    # The picture before the last one read is not looked at: nobody knows when it went.
+    assert (first.pts, first.duration) == (0, Fraction(6, 10))
+    with pytest.raises(SourceError, match="cable"):
+        next(shots)
 
 
 def test_a_second_pass_and_a_reset_detector_decide_the_same() -> None:
@@ -481,13 +498,6 @@ def test_a_plan_can_be_sent_to_a_process_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-GOPS = [
-    {"gop": 12, "bframes": 2},
-    {"gop": 7, "bframes": 0},
-    {"gop": 250, "bframes": 2, "options": {"force_key_frames": "expr:gte(t,n_forced*2)"}},
-]
-
-
 def key_times(path: Path) -> list[Fraction]:
     """When key frames are shown, from the packets alone."""
     with av.open(str(path)) as file:
@@ -518,32 +528,25 @@ def keyed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write(path, even(97), gop=gop, bframes=bframes, options={"sc_threshold": "0"})
 
 
-@pytest.mark.parametrize("fps", [None, Fraction(1, 3), Fraction(1), Fraction(5, 7)], ids=str)
-@pytest.mark.parametrize("limit", [None, 1, 3, 5, 100])
 @pytest.mark.parametrize("span", [(None, None), (1.25, 7), (3.6, None), (None, 4.85)], ids=str)
-def test_key_frames_are_those_of_the_container(
-    keyed: Path, fps: Fraction | None, limit: int | None, span: tuple[float | None, float | None]
-) -> None:
-    reader = open_source(keyed).reader
-    shots = reader.sample(reader.plan(Sampling(fps=fps, max_frames=limit, start=span[0], stop=span[1], keys=True)))
-    taken: list[Shot] = list(shots)  # type: ignore[call-overload]
+def test_key_frames_are_those_of_the_container(keyed: Path, span: tuple[float | None, float | None]) -> None:
     keys, stay = key_times(keyed), Fraction(1, 10)
     start, stop = Fraction(str(span[0] or 0)), min(Fraction(str(span[1] or 99)), Fraction(97, 10))
-    expected = keys_by_hand(keys, stay, fps, limit, start, stop)
-    assert [shot.pts for shot in taken] == expected
-    report = shots.report
-    ends = [min(shot.pts + shot.duration, stop) for shot in taken]
-    assert report.longest_gap == max(
-        b - a for a, b in zip([start, *ends], [*(s.pts for s in taken), stop], strict=True)
-    )
-    assert report.mode == "keys" and report.frames == len(taken)
-    assert all(number_of(shot) == floor(10 * max(k for k in keys if k <= shot.pts)) for shot in taken)
-    assert shots.stats.decoded <= len(keys)
+    with open_source(keyed) as source:
+        for fps, limit in product([None, Fraction(1, 3), Fraction(1), Fraction(5, 7)], [None, 1, 3, 5, 100]):
+            sampling = Sampling(fps=fps, max_frames=limit, start=span[0], stop=span[1], keys=True)
+            shots = source.reader.sample(source.plan(sampling))
+            taken: list[Shot] = list(shots)  # type: ignore[call-overload]
+            assert [shot.pts for shot in taken] == keys_by_hand(keys, stay, fps, limit, start, stop)
+            pts, ends = [shot.pts for shot in taken], [shot.pts + shot.duration for shot in taken]
+            gaps = [b - a for a, b in zip([start, *ends], [*pts, stop], strict=True)]
+            assert min(gaps) >= 0 and shots.report.longest_gap == max(gaps)
+            assert shots.report.mode == "keys" and shots.report.frames == len(taken)
+            assert all(number_of(shot) == floor(10 * max(k for k in keys if k <= shot.pts)) for shot in taken)
+            assert shots.stats.decoded <= len(keys)
 
 
 def number_of(shot: Shot) -> int:
-    import torch
-
     return number(torch.from_numpy(shot.pixels))
 
 
