@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from streamvid.errors import SourceError
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.reader import Readable, Reader, SourceInfo
 
@@ -45,7 +46,11 @@ class Survey:
 
 
 def survey(reader: Readable) -> Survey:
-    """Decode everything and look at the times; nothing is converted or kept."""
+    """Decode everything and look at the times; nothing is converted or kept.
+
+    Raises:
+        SourceError: if no picture is shown, although the first one could be decoded by itself.
+    """
     assert isinstance(reader, Reader)
     frames = gap_count = 0
     first = before = end = None
@@ -68,6 +73,8 @@ def survey(reader: Readable) -> Survey:
             before, end = picture.pts, picture.pts + picture.duration
             frames += 1
         stats = replace(pictures.stats)
+    if not frames:
+        raise SourceError(f"{reader.info.name} shows no picture when all of it is read; it is damaged: copy it again")
     return Survey(frames, first, before, end, longest, tuple(gaps), gap_count, stats)
 
 
