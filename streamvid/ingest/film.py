@@ -134,7 +134,7 @@ class Film:
         try:
             # The last one in the file need not be the last one shown, and where every packet counts as a key
             # frame, or none does, a jump lands right on it.
-            decoder.seek(max(Fraction(0), claimed - _MOST_REORDERED * self.step))
+            decoder.seek_to_read(max(Fraction(0), claimed - _MOST_REORDERED * self.step))
             end = end_of(self.stamps(decoder.shown_packets()), self.step)
         except (av.error.FFmpegError, OverflowError):
             return None
@@ -214,6 +214,10 @@ class Decoder:
                 packet = next(source)
             except StopIteration:
                 return
+            except IndexError:
+                # A stream that began after the header was read; PyAV does not know it.
+                source = self.container.demux(self.stream)
+                continue
             except av.error.FFmpegError:
                 self._stats.skipped += 1
                 failed += 1
@@ -240,6 +244,17 @@ class Decoder:
         """Go to the key frame at or before a moment, as far as the container can."""
         base = self.stream.time_base
         self.container.seek(floor(seconds / base) if base else 0, stream=self.stream)
+
+    def seek_to_read(self, seconds: Fraction) -> None:
+        """Go to a moment, or shortly before, to read packets and not to decode them: groups may be very long."""
+        entries = self.stream.index_entries
+        base = self.stream.time_base
+        # Only MOV knows every packet.
+        if base and self.container.format.name.startswith("mov") and len(entries):
+            place = max(0, entries.search_timestamp(floor(seconds / base), any_frame=True) - _MOST_REORDERED)
+            self.container.seek(entries[place].timestamp, stream=self.stream, any_frame=True)
+        else:
+            self.seek(seconds)
 
     def frames(self) -> Iterator[VideoFrame]:
         """Frames in the order they are shown."""

@@ -6,17 +6,18 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-_HEVC_SEQUENCE = 33
-"""Kind of the units that hold sequence parameter sets."""
-
+from streamvid.ingest.disposable import gives_picture
 
 _MOST_HELD_BACK = {"h264": 16, "hevc": 16}
 """Most pictures that a codec allows to be decoded before and shown after another one; none where it is not named."""
+
+
+_FEWEST_DROPPED = 4
+"""Fewer packets are decoded even if nobody needs them: beginning anew costs threads their lead."""
 
 
 class Distrust(Exception):  # noqa: N818 - not an error: what was promised is looked at more closely
@@ -46,9 +47,6 @@ class Timeline:
     """
 
     def __init__(self, codec: str, targets: list[int], leap: int) -> None:
-        self.left = len(targets)
-        """Targets whose picture is not known yet."""
-
         self.key: int | None = None
         """When the first packet's picture is shown; None before it came and if it is hidden."""
 
@@ -57,12 +55,19 @@ class Timeline:
 
         self._codec = codec
         self._held_back = _MOST_HELD_BACK.get(codec, 0)
-        self._targets = targets
+        self._targets = list(targets)
         self._leap = leap
         self._times: list[int] = []
         self._pending: deque[tuple[Packet[VideoStream], int, bool]] = deque()
+        self._keys: deque[tuple[Packet[VideoStream], int]] = deque()
         self._settled: int | None = None
+        self._last = targets[-1]
         self._began = self._ended = self._found = False
+
+    @property
+    def left(self) -> int:
+        """Targets whose picture is not known yet."""
+        return len(self._targets)
 
     def add(self, packet: Packet[VideoStream]) -> None:
         """The next packet; the empty one at the end of the file ends the line."""
@@ -78,6 +83,8 @@ class Timeline:
             if not packet.is_keyframe or pts > self._targets[0]:
                 raise Distrust
             self.key = pts if shown else None
+        elif packet.is_keyframe and shown:
+            self._keys.append((packet, pts))
         if shown and (self.key is None or pts >= self.key):
             place = bisect_left(self._times, pts)
             late = self._settled is not None and pts <= self._settled
@@ -88,23 +95,44 @@ class Timeline:
             shown = False
         self._pending.append((packet, pts, shown))
 
-    def decided(self) -> Iterator[tuple[Packet[VideoStream], Spot | None]]:
-        """Packets in the order they are decoded, as soon as it is known what they are for; none after the last."""
-        while self._pending and self.left:
+    def decided(self) -> Iterator[tuple[Packet[VideoStream] | None, Spot | None]]:
+        """Packets in the order they are decoded, as soon as it is known what they are for; none after the last.
+
+        None stands where decoding begins anew with a key frame, as nothing before it is wanted any more.
+        """
+        while self._pending and self._targets:
+            if self._skipped_to_key():
+                yield None, None
+                self.key, self._found = self._pending[0][1], False
             packet, pts, shown = self._pending[0]
             spot = None
-            if shown and pts <= self._targets[-1]:
+            if shown and pts <= self._last:
                 place = bisect_right(self._times, pts)
                 if len(self._times) - place <= self._held_back and not self._ended:
                     return
                 spot = self._spot(pts, place)
             self._pending.popleft()
+            if self._keys and self._keys[0][0] is packet:
+                self._keys.popleft()
             yield packet, spot
 
     def found(self, pts: int) -> bool:
         """Whether a frame may come: the key frame has to be the first."""
         self._found = self._found or self.key is None or pts == self.key
         return self._found
+
+    def _skipped_to_key(self) -> bool:
+        """Drop what lies before the last key frame that is shown by the next target, if that saves enough."""
+        while len(self._keys) > 1 and self._keys[1][1] <= self._targets[0]:
+            self._keys.popleft()
+        if not self._keys or self._keys[0][1] > self._targets[0]:
+            return False
+        before = next(n for n, (packet, _, _) in enumerate(self._pending) if packet is self._keys[0][0])
+        if before < _FEWEST_DROPPED:
+            return False
+        for _ in range(before):
+            self._pending.popleft()
+        return True
 
     def _spot(self, pts: int, place: int) -> Spot | None:
         gone = self._times[place] if place < len(self._times) else None
@@ -119,48 +147,6 @@ class Timeline:
         before = self._times[place - 2] if place > 1 else pts
         if pts - before > self._leap or (gone is not None and gone - pts > self._leap):
             raise Distrust
-        self.left -= after - first
+        del self._targets[first:after]
         self.expected[pts] = spot = Spot(pts, gone, after - first)
         return spot
-
-
-def gives_picture(codec: str, packet: Packet[VideoStream]) -> bool:
-    """Whether a picture is shown for a packet: edit lists hide some, and some are only there to be referred to."""
-    if packet.is_discard:
-        return False
-    if codec not in ("vp8", "vp9") or not packet.size:
-        return True
-    data = memoryview(packet)
-    if codec == "vp8":
-        return bool(data[0] & 0x10)
-    if data[-1] & 0xE0 == 0xC0:  # several frames, of which the last is shown
-        return True
-    head = data[0] << 1 if data[0] & 0x30 == 0x30 else data[0]  # profile 3 has a bit more before these
-    return bool(head & 0x08 or head & 0x02)
-
-
-def skip_mode(codec: str, extradata: bytes | None) -> Literal["NONREF"] | None:
-    """How FFmpeg is told to pass over pictures that nothing refers to; None where that is not exact.
-
-    H.264 marks them.  HEVC marks those that nothing of the same temporal layer refers to, which
-    is the same if there is one layer.  VP9 has none: every frame leaves probabilities behind.
-    For AV1 it cannot be told from packet to packet.
-    """
-    return "NONREF" if codec == "h264" or (codec == "hevc" and _has_one_layer(extradata or b"")) else None
-
-
-def _has_one_layer(record: bytes) -> bool:
-    """Whether all sequence parameter sets of an HEVC configuration record (ISO/IEC 14496-15) name one layer."""
-    if record[:1] != b"\x01" or len(record) < 23:
-        return False
-    place, layers = 23, set()
-    for _ in range(record[22]):
-        kind, count = record[place] & 0x3F, int.from_bytes(record[place + 1 : place + 3])
-        place += 3
-        for _ in range(count):
-            if place + 5 > len(record):
-                return False
-            if kind == _HEVC_SEQUENCE:
-                layers.add((record[place + 4] >> 1) & 7)
-            place += 2 + int.from_bytes(record[place : place + 2])
-    return layers == {0}
