@@ -71,7 +71,11 @@ class FileOpener(Opener):
         try:
             return open_container(str(self.path), protocols="file", hwaccel=self.hwaccel)
         except (av.error.FFmpegError, ValueError, OSError):
-            raise SourceError(f"{self.name} {why_unreadable(self.path)}") from None
+            try:
+                reason = why_unreadable(self.path)
+            except OSError as gone:
+                reason = f"cannot be read any more: {gone.strerror}"
+            raise SourceError(f"{self.name} {reason}") from None
 
 
 def open_container(source: Any, *, protocols: str, hwaccel: str | None) -> InputContainer:

@@ -9,6 +9,7 @@ import pytest
 
 from streamvid.errors import SettingsError, SourceError
 from streamvid.ingest import Sampling, open_source, redact
+from streamvid.ingest.named import find
 from tests.ingest.synthetic import even, write, write_sound
 
 
@@ -150,3 +151,12 @@ def test_unreadable_file_says_permissions(video: Path, tmp_path: Path) -> None:
     path.write_bytes(video.read_bytes())
     path.chmod(0)
     assert "permissions" in refusal(path)
+
+
+def test_a_file_that_vanishes_before_it_is_opened(video: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gone.mp4"
+    path.write_bytes(video.read_bytes())
+    named = find(path)
+    path.unlink()
+    with pytest.raises(SourceError, match="cannot be read any more: No such file"):
+        open_source(named)
