@@ -15,6 +15,7 @@ read from any scaled copy by comparing each block with the one under it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,7 +42,7 @@ _UNSURE = 40
 
 HEIGHTS = {"720p": 720, "1080p": 1080}
 
-KBITS = {"720p": 1200, "1080p": 2200}
+KBITS = {"720p": 1200, "1080p": 2000}
 """What H.264 is encoded at, in kbit/s: near what video sites serve."""
 
 
@@ -107,6 +108,7 @@ class Film:
         """The film's path; encoded and written first if it is not there."""
         path = folder / self.name
         if not path.exists():
+            print(f"making {self.name}", file=sys.stderr, flush=True)
             loop = folder / "loops" / Film(self.codec, self.size, self.gop, LOOP // FPS).name
             if not loop.exists():
                 loop.parent.mkdir(parents=True, exist_ok=True)
