@@ -40,17 +40,69 @@ from streamvid.ingest.worker import (
     Open,
     Picked,
     Sample,
+    Unmap,
     receive,
     send,
 )
 
 _IDLE_KEPT = 2
+_RESTING_BYTES = 64 << 20
+"""Shared memory that a worker at rest keeps for its next request: touching it anew takes as long as decoding."""
+
 _CANCEL_SECONDS = 1.0
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+"""glibc gives the memory of each picture back and takes it anew; keeping some saves a tenth of the time."""
+
 _tokens = itertools.count(1)
 
 
 class Gone(Exception):
     """The worker ended in the middle of a request."""
+
+
+class Ring:
+    """Memory that another process can map by its path; really there, not only promised.
+
+    Args:
+        size: bytes.
+
+    Raises:
+        SourceError: if there is no room for it.
+    """
+
+    def __init__(self, size: int) -> None:
+        places = [place for place in ("/dev/shm",) if os.access(place, os.W_OK)] + [tempfile.gettempdir()]
+        for place in places:
+            handle, path = tempfile.mkstemp(prefix="streamvid-", dir=place)
+            try:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle, 0, size)
+                else:
+                    os.truncate(handle, size)
+                self.memory = mmap.mmap(handle, size)
+                self.path: str | None = path
+                """Where the other process finds it; None once it has."""
+
+                return
+            except OSError:
+                os.unlink(path)
+            finally:
+                os.close(handle)
+        raise SourceError(
+            f"there is no room for {size >> 20} MiB of pictures in {' or '.join(places)}; free some space there"
+        )
+
+    def mapped(self) -> None:
+        """The other side has it: its name goes, the memory stays until both let go."""
+        if self.path is not None:
+            with suppress(OSError):
+                os.unlink(self.path)
+            self.path = None
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.mapped()
+        self.memory.close()
 
 
 class Process:
@@ -70,8 +122,9 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("STREAMVID_DEBUG") else subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**_MALLOC, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
+        self._ring: Ring | None = None
         self._sending = threading.Lock()
         self._replies: Buffer[Any] | None = None
         self._idle = threading.Event()
@@ -87,6 +140,24 @@ class Process:
     def idle(self) -> bool:
         """Whether it waits for a request."""
         return self._idle.is_set() and self.alive
+
+    def ring(self, size: int) -> Ring:
+        """Memory that it shares, at least so large; that of the request before if it will do."""
+        if self._ring is None or len(self._ring.memory) < size:
+            self._drop_ring()
+            self._ring = Ring(size)
+        return self._ring
+
+    def rest(self) -> None:
+        """Nothing is asked of it for a while: it keeps little."""
+        if self._ring is not None and (self._ring.path is not None or len(self._ring.memory) > _RESTING_BYTES):
+            self._drop_ring()
+
+    def _drop_ring(self) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+            self.tell(Unmap())
 
     def request(self, message: Open | Call | Sample, replies: Buffer[Any]) -> None:
         """Ask; replies go to the buffer, which is finished with the last one."""
@@ -111,6 +182,7 @@ class Process:
         if self.alive:
             self._process.kill()
         code = self._process.wait()
+        self._drop_ring()
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 if pipe is not None:
@@ -170,6 +242,7 @@ class Pool:
         if process.idle:
             with self._lock:
                 if len(self._resting) < _IDLE_KEPT:
+                    process.rest()
                     self._resting.append(process)
                     return
         process.end()
@@ -394,11 +467,10 @@ class RemoteShots:
         # One more slot than the buffer holds: the picture that is being written.
         slots = capacity + 1
         self._slot_bytes = max(1, frame_bytes)
-        self._ring, path = _shared(slots * self._slot_bytes)
-        self._path: str | None = path
+        self._ring = process.ring(slots * self._slot_bytes)
         self._replies: Buffer[Any] = Buffer(capacity, ahead.policy, partial(_drop, process))
         self._open = True
-        process.request(Sample(token, state, plan, size, path, slots, self._slot_bytes), self._replies)
+        process.request(Sample(token, state, plan, size, self._ring.path, slots, self._slot_bytes), self._replies)
 
     @property
     def stats(self) -> DecodeStats:
@@ -422,7 +494,7 @@ class RemoteShots:
         except BaseException:
             self.close()
             raise
-        self._unlink()
+        self._ring.mapped()
         if isinstance(reply, Ended):
             self._stats, self._report = reply.value
             self.close()
@@ -430,7 +502,7 @@ class RemoteShots:
         assert isinstance(reply, Picked)
         count = int(np.prod(reply.shape))
         if reply.pixels is None:
-            room = np.frombuffer(self._ring, dtype=np.uint8, count=count, offset=reply.slot * self._slot_bytes)
+            room = np.frombuffer(self._ring.memory, dtype=np.uint8, count=count, offset=reply.slot * self._slot_bytes)
             pixels = room.copy().reshape(reply.shape)
             del room
         else:
@@ -449,37 +521,8 @@ class RemoteShots:
             self._process.tell(Cancel())
             if not self._process.wait_idle(_CANCEL_SECONDS):
                 self._process.end()
-        self._unlink()
-        self._ring.close()
         self._release(self._process)
 
     def __del__(self) -> None:
         if getattr(self, "_open", False):
             self.close()
-
-    def _unlink(self) -> None:
-        """Remove the ring's name once the other side has it open; the memory stays until both let go."""
-        if self._path is not None:
-            with suppress(OSError):
-                os.unlink(self._path)
-                self._path = None
-
-
-def _shared(size: int) -> tuple[mmap.mmap, str]:
-    """Memory that another process can map, and the file it maps; really there, not only promised."""
-    places = [place for place in ("/dev/shm",) if os.access(place, os.W_OK)] + [tempfile.gettempdir()]
-    for place in places:
-        handle, path = tempfile.mkstemp(prefix="streamvid-", dir=place)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            else:
-                os.truncate(handle, size)
-            return mmap.mmap(handle, size), path
-        except OSError:
-            os.unlink(path)
-        finally:
-            os.close(handle)
-    raise SourceError(
-        f"there is no room for {size >> 20} MiB of pictures in {' or '.join(places)}; free some space there"
-    )

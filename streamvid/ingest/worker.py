@@ -63,8 +63,8 @@ class Sample:
     state: bytes | None
     plan: Plan
     size: tuple[int, int] | None
-    ring: str
-    """File to map for pictures."""
+    ring: str | None
+    """File to map for pictures; None for the one that is mapped."""
 
     slots: int
     slot_bytes: int
@@ -87,6 +87,11 @@ class Forget:
     """A reader is not needed any more."""
 
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unmap:
+    """The memory for pictures is not needed any more; never sent while a request runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,7 @@ class Worker:
         self._cancelled = threading.Event()
         self._readers: OrderedDict[int, Readable] = OrderedDict()
         self._busy = threading.Event()
+        self._ring: mmap.mmap | None = None
 
     def run(self) -> None:
         """Serve until standard input ends."""
@@ -191,6 +197,8 @@ class Worker:
                 reader = self._readers.pop(message.token, None)
                 if reader is not None:
                     reader.close()
+            elif isinstance(message, Unmap):
+                self._map(None)
             else:
                 self._cancelled.clear()
                 self._free = queue.SimpleQueue()
@@ -228,32 +236,42 @@ class Worker:
             self._readers.popitem(last=False)[1].close()
 
     def _sample(self, reader: Readable, job: Sample) -> tuple[DecodeStats, SamplingReport]:
-        with open(job.ring, "r+b") as file, mmap.mmap(file.fileno(), job.slots * job.slot_bytes) as ring:
-            free = self._free
-            for number in range(job.slots):
-                free.put(number)
-            shots = reader.sample(job.plan, size=job.size)
-            try:
-                while not self._cancelled.is_set():
-                    shot = next(shots, None)
-                    if shot is None:
-                        break
-                    pixels = np.ascontiguousarray(shot.pixels)
-                    slot = free.get()
-                    if slot is None:  # cancelled
-                        break
-                    inline = None
-                    if pixels.nbytes <= job.slot_bytes:
-                        begin = slot * job.slot_bytes
-                        room = np.frombuffer(ring, dtype=np.uint8, count=pixels.nbytes, offset=begin)
-                        room[:] = pixels.reshape(-1)
-                        del room
-                    else:
-                        inline = pixels.tobytes()
-                    self._send(Picked(slot, pixels.shape, inline, shot.pts, shot.duration, shots.stats, shots.report))
-            finally:
-                shots.close()
-            return shots.stats, shots.report
+        if job.ring is not None:
+            self._map(job.ring)
+        assert self._ring is not None
+        free = self._free
+        for number in range(job.slots):
+            free.put(number)
+        shots = reader.sample(job.plan, size=job.size)
+        try:
+            while not self._cancelled.is_set():
+                shot = next(shots, None)
+                if shot is None:
+                    break
+                pixels = np.ascontiguousarray(shot.pixels)
+                slot = free.get()
+                if slot is None:  # cancelled
+                    break
+                inline = None
+                if pixels.nbytes <= job.slot_bytes:
+                    begin = slot * job.slot_bytes
+                    room = np.frombuffer(self._ring, dtype=np.uint8, count=pixels.nbytes, offset=begin)
+                    room[:] = pixels.reshape(-1)
+                    del room
+                else:
+                    inline = pixels.tobytes()
+                self._send(Picked(slot, pixels.shape, inline, shot.pts, shot.duration, shots.stats, shots.report))
+        finally:
+            shots.close()
+        return shots.stats, shots.report
+
+    def _map(self, path: str | None) -> None:
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if path is not None:
+            with open(path, "r+b") as file:
+                self._ring = mmap.mmap(file.fileno(), 0)
 
 
 def main() -> None:
