@@ -227,7 +227,9 @@ class Pool:
     def lease(self, token: int | None = None) -> Process:
         """A worker for one request; the one that knows the reader if it is at rest."""
         with self._lock:
-            self._resting = [process for process in self._resting if process.alive]
+            for process in [process for process in self._resting if not process.alive]:
+                self._resting.remove(process)
+                process.end()
             best = [process for process in self._resting if token in process.knows] or self._resting[-1:]
             if best:
                 self._resting.remove(best[0])

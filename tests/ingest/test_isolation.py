@@ -167,14 +167,34 @@ def test_the_ring_is_as_large_as_asked_and_leaves_no_file() -> None:
         return {name for place in places for name in os.listdir(place) if name.startswith("streamvid-")}
 
     before = rings()
+    POOL.close()  # a worker at rest has a ring
     with hostile("none", count=20, ahead=Ahead(frames=3)) as source:
         taken = source.frames(size=(100, 200))
         ring = taken._shots._ring  # type: ignore[attr-defined]
-        assert len(ring) == (3 + 1) * 100 * 200 * 3
+        assert len(ring.memory) == (3 + 1) * 100 * 200 * 3
         next(taken)
         assert rings() == before
         taken.close()
+        for side, same in ((50, True), (100, True), (120, False)):
+            taken = source.frames(size=(side, 200))
+            numbers = [int(frame.pixels[0, 0, 0]) for frame in taken]
+            assert numbers == list(range(20))
+            assert (taken._shots._ring is ring) == same  # type: ignore[attr-defined]
+            assert rings() == before
     assert rings() == before
+
+
+def test_a_worker_at_rest_keeps_no_large_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamvid.ingest.isolation._RESTING_BYTES", 3 * 100 * 200 * 3)
+    POOL.close()
+    with hostile("none", count=4, ahead=Ahead(frames=3)) as source:
+        rings = []
+        for side in (50, 50, 100, 100):
+            taken = source.frames(size=(side, 200))
+            assert len(list(taken)) == 4
+            rings.append(taken._shots._ring)  # type: ignore[attr-defined]
+    assert rings[0] is rings[1] and len({id(ring) for ring in rings}) == 3
+    assert [ring.memory.closed for ring in rings] == [True, True, True, True]
 
 
 def test_nothing_outlives_a_program_that_is_killed() -> None:
