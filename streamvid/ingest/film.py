@@ -70,6 +70,9 @@ class Film:
     timed: bool = True
     """Whether pictures have times of their own."""
 
+    linear: bool = False
+    """Whether key frames are found only by reading all packets in order; most of them need not be decoded."""
+
     marks_keys: bool = False
     """Whether key frames can be told by their packets, and have times of their own."""
 
@@ -101,7 +104,7 @@ class Film:
     @property
     def sparse(self) -> bool:
         """Whether single pictures can be decoded from the key frame before them, by what its packets say."""
-        return self.jumps and not (self.by_dts or self.show_damaged or self.interlaced)
+        return (self.jumps or self.linear) and not (self.by_dts or self.show_damaged or self.interlaced)
 
     def key_before(self, seconds: Fraction) -> Fraction | None:
         """When the last indexed key frame at or before a moment is shown; None if there is no index."""

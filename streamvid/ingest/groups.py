@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, dropwhile
 from math import floor
 from typing import Literal, NamedTuple
 
@@ -144,6 +144,7 @@ class GroupReader:
         self._context = self._decoder.stream.codec_context
         self._codec = self._context.codec.canonical_name
         self._disposal = Disposal(self._codec, self._context.extradata)
+        self._first = first
         if first is not None:
             self._warm_up(first)
 
@@ -161,7 +162,6 @@ class GroupReader:
                 yield from self._shown(self._decoded(sent, skip=spot is None), line)
                 if sent is None:
                     self._context.flush_buffers()
-                    self._stats.seeks += 1
             if not line.left:
                 break
         if line.expected:
@@ -171,8 +171,23 @@ class GroupReader:
             raise Distrust
 
     def _packets(self, tick: int) -> Iterator[Packet[VideoStream]]:
-        """Packets from the key frame at or before a moment; not always the last one, which ``Timeline`` finds."""
+        """Packets from a key frame at or before a moment; not always the last one, which ``Timeline`` finds."""
         failed = self._stats.skipped
+        for packet in self._from_start() if self._film.linear else self._from_key(tick):
+            if self._stats.skipped > failed:
+                raise Distrust
+            yield packet
+
+    def _from_start(self) -> Iterator[Packet[VideoStream]]:
+        """Packets from the first key frame; those before it, of a stream recorded from the middle, show nothing."""
+        assert self._first is not None
+        begin = floor(self._film.start / self._film.time_base)
+        packets = chain((self._first,), self._decoder.packets())
+        return dropwhile(
+            lambda packet: not packet.is_keyframe and packet.pts is not None and packet.pts < begin, packets
+        )
+
+    def _from_key(self, tick: int) -> Iterator[Packet[VideoStream]]:
         goal = tick
         for _ in range(_SEEK_ATTEMPTS):
             try:
@@ -189,10 +204,7 @@ class GroupReader:
             goal = min(first.pts, first.pts if first.dts is None else first.dts) - 1
         assert first is not None
         self._stats.seeks += first.pts is not None and first.pts > floor(self._film.start / self._film.time_base)
-        for packet in chain((first,), packets):
-            if self._stats.skipped > failed:
-                raise Distrust
-            yield packet
+        return chain((first,), packets)
 
     def _decoded(self, packet: Packet[VideoStream] | None, *, skip: bool = False) -> list[VideoFrame]:
         """What comes out when a packet goes in; what nothing refers to is passed over if it may be skipped."""

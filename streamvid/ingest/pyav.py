@@ -70,6 +70,7 @@ class PyavReader(Reader):
                 stream = choose_stream(container, opener.name)
             film.marks_keys = codec in RESETTING and not film.by_dts and kind != "avi" and film.timed
             frame = first.frame
+            film.linear = film.marks_keys and not jumps
             film.look, seen = look_of(frame, stream.sample_aspect_ratio)
             film.start = first.pts
             film.interlaced = frame.interlaced_frame
@@ -102,7 +103,7 @@ class PyavReader(Reader):
         except BaseException:
             container.close()
             raise
-        if film.sparse:
+        if film.sparse and film.jumps:
             self._spare = container
         else:
             container.close()

@@ -206,7 +206,7 @@ class SparsePictures(Pictures):
         try:
             first = next(decoder.packets(), None) if container is None else None
             ticks = target_ticks(self._plan, film.time_base)
-            groups = grouped(ticks, decoder, film)
+            groups = [ticks] if film.linear else grouped(ticks, decoder, film)
         except BaseException:
             decoder.close()
             raise

@@ -16,6 +16,12 @@ _MOST_HELD_BACK = {"h264": 16, "hevc": 16}
 """Most pictures that a codec allows to be decoded before and shown after another one; none where it is not named."""
 
 
+_MOST_WAITING_BYTES = 64 << 20
+"""Packets that wait for the key frame that would make them useless."""
+
+_MOST_TIMES = 4096
+"""Times that are kept; of more, those long past are let go."""
+
 _FEWEST_DROPPED = 4
 """Fewer packets are decoded even if nobody needs them: beginning anew costs threads their lead."""
 
@@ -35,6 +41,9 @@ class Spot:
 
 class Timeline:
     """Tells of packets, before they are decoded, whether their pictures are on screen at a target.
+
+    They wait until it is certain that no later key frame is shown by the next target: what lies
+    before the last one need not be decoded.
 
     Packets come in the order they are decoded, and decoders hold back no more than 16 pictures to
     put them in order.  So once more than that are known to be shown later than a moment, none will
@@ -60,6 +69,8 @@ class Timeline:
         self._times: list[int] = []
         self._pending: deque[tuple[Packet[VideoStream], int, bool]] = deque()
         self._keys: deque[tuple[Packet[VideoStream], int]] = deque()
+        self._waiting_bytes = 0
+        self._anew = False
         self._settled: int | None = None
         self._last = targets[-1]
         self._began = self._ended = self._found = False
@@ -90,10 +101,13 @@ class Timeline:
             late = self._settled is not None and pts <= self._settled
             if late or self._times[place : place + 1] == [pts]:
                 raise Distrust
+            if len(self._times) - place > self._held_back or (place and pts - self._times[place - 1] > self._leap):
+                raise Distrust
             self._times.insert(place, pts)
         else:
             shown = False
         self._pending.append((packet, pts, shown))
+        self._waiting_bytes += packet.size
 
     def decided(self) -> Iterator[tuple[Packet[VideoStream] | None, Spot | None]]:
         """Packets in the order they are decoded, as soon as it is known what they are for; none after the last.
@@ -101,9 +115,12 @@ class Timeline:
         None stands where decoding begins anew with a key frame, as nothing before it is wanted any more.
         """
         while self._pending and self._targets:
-            if self._skipped_to_key():
+            self._anew = self._skipped_to_key() or self._anew
+            if self._key_may_come():
+                return
+            if self._anew:
                 yield None, None
-                self.key, self._found = self._pending[0][1], False
+                self.key, self._found, self._anew = self._pending[0][1], False, False
             packet, pts, shown = self._pending[0]
             spot = None
             if shown and pts <= self._last:
@@ -111,7 +128,7 @@ class Timeline:
                 if len(self._times) - place <= self._held_back and not self._ended:
                     return
                 spot = self._spot(pts, place)
-            self._pending.popleft()
+            self._drop(1)
             if self._keys and self._keys[0][0] is packet:
                 self._keys.popleft()
             yield packet, spot
@@ -130,9 +147,22 @@ class Timeline:
         before = next(n for n, (packet, _, _) in enumerate(self._pending) if packet is self._keys[0][0])
         if before < _FEWEST_DROPPED:
             return False
-        for _ in range(before):
-            self._pending.popleft()
+        self._drop(before)
         return True
+
+    def _drop(self, count: int) -> None:
+        """Packets that need not be remembered any more, and times long before those that stay."""
+        for _ in range(count):
+            packet, pts, _ = self._pending.popleft()
+            self._waiting_bytes -= packet.size
+        if count and len(self._times) > _MOST_TIMES:
+            del self._times[: max(0, bisect_left(self._times, pts) - _MOST_TIMES // 2)]
+
+    def _key_may_come(self) -> bool:
+        """Whether a key frame that is shown by the next target may still come."""
+        if self._ended or self._waiting_bytes > _MOST_WAITING_BYTES:
+            return False
+        return len(self._times) - bisect_right(self._times, self._targets[0]) <= self._held_back
 
     def _spot(self, pts: int, place: int) -> Spot | None:
         gone = self._times[place] if place < len(self._times) else None

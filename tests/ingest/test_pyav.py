@@ -211,7 +211,7 @@ def test_jumping_gives_exactly_what_reading_on_gives(
     frames = source.frames(sampling)
     jumped = list(frames)
     stats, report = source.stats, source.report
-    source.reader._film.jumps, source.reader._film.keys = False, None
+    source.reader._film.jumps, source.reader._film.linear, source.reader._film.keys = False, False, None
     plain = list(source.frames(sampling))
     assert same(jumped, plain) and report == source.report
     assert source.stats.seeks == 0

@@ -136,7 +136,7 @@ def test_jumping_gives_exactly_what_reading_on_gives(path: Path) -> None:
     assert isinstance(source.reader, PyavReader)
     sampling = Sampling(count=5, start=source.info.start + Fraction(1, 3))
     jumped = list(source.frames(sampling))
-    source.reader._film.jumps, source.reader._film.keys = False, None
+    source.reader._film.jumps, source.reader._film.linear, source.reader._film.keys = False, False, None
     assert same(jumped, list(source.frames(sampling)))
 
 
