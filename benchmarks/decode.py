@@ -12,7 +12,7 @@ wrong: a reader with wrong frames is flagged and is never called the fastest.  C
 all threads, and say more than seconds where others use the machine too.  Peak RSS is the process with
 its imports.  Processes that a reader starts count for both.
 
-Readers (``--competitors``, by the start of their names):
+Readers (``--competitors``, by name or by the start of their names):
 
 ``ours``            ``open_source(path).frames(...)`` at full size, as it is; ``ours-small`` scales while
                     converting, ``ours-t1`` has one thread, ``ours-inside`` no process of its own
@@ -66,7 +66,7 @@ SHORT = 630
 
 COMPARED = {"streamvid", "av", "opencv-python-headless", "opencv-python", "decord", "torchcodec", "torch", "numpy"}
 Size = tuple[int, int]
-QUICK = "ours,pyav,opencv,decord-t0,torchcodec-exact-t1,torchcodec-approx-t0,torchcodec-approx-t1"
+QUICK = "ours,ours-,pyav,opencv,decord-t0,torchcodec-exact-t1,torchcodec-approx-t0,torchcodec-approx-t1"
 READ_ALL = ("pyav-all", "opencv-grab")
 """Readers whose time grows with the film, whatever is asked."""
 
@@ -443,7 +443,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gops", default="30,250")
     parser.add_argument("--lengths", default="630,3630", help="seconds; multiples of 30")
     parser.add_argument("--frames", default="8,32,54,256,1fps")
-    parser.add_argument("--competitors", dest="readers", default="", help="those whose names start so")
+    parser.add_argument("--competitors", dest="readers", default="", help="names, or how names start")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--small", default="252x448", help="HEIGHTxWIDTH of the -small rows")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one measurement")
@@ -456,8 +456,10 @@ def parse() -> argparse.Namespace:
         args.codecs, args.sizes, args.gops, args.lengths, args.frames = "h264", "720p", "30,250", "630", "8,32"
         args.repeat, args.patience, args.calculate = 3, 2.0, True
         args.readers = args.readers or QUICK
-    starts = tuple(args.readers.split(","))
-    args.readers = [reader for reader in READERS if reader.startswith(starts)]
+    starts = args.readers.split(",")
+    args.readers = [
+        reader for reader in READERS if any(reader == s or (s not in READERS and reader.startswith(s)) for s in starts)
+    ]
     if not args.readers:
         parser.error(f"no reader starts with any of {starts}; there are {', '.join(READERS)}")
     args.small = tuple(int(side) for side in args.small.split("x"))

@@ -45,7 +45,10 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make("ts/a.m3u8")
     make("fmp4/a.m3u8", hls_segment_type="fmp4")
     make("one/a.m3u8", hls_flags="single_file")
-    make("secret/a.m3u8", hls_enc="1", hls_enc_key=KEY.decode(), hls_enc_key_url="a.key")
+    # Given by its address alone, FFmpeg would write the key into the current folder.
+    (root / "key").write_bytes(KEY)
+    (root / "key.info").write_text(f"a.key\n{root / 'key'}\n")
+    make("secret/a.m3u8", hls_key_info_file=str(root / "key.info"))
     (root / "secret/a.key").write_bytes(KEY)
     make("timeline/a.mpd", "dash")
     make("template/a.mpd", "dash", use_timeline="0")
