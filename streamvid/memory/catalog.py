@@ -85,6 +85,47 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             digest TEXT NOT NULL
         )""",
     ),
+    (
+        # 0 is as watched; each merging with neighbours adds one.
+        "ALTER TABLE spans ADD COLUMN level INTEGER NOT NULL DEFAULT 0",
+        # Kept when space is made.
+        "ALTER TABLE sources ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE gaps (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            source_id INTEGER NOT NULL REFERENCES sources (id) ON DELETE CASCADE,
+            start TEXT NOT NULL,
+            stop TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            created TEXT NOT NULL
+        )""",
+        "CREATE INDEX gaps_by_source ON gaps (source_id)",
+        # What was remembered once and is not any more, so that an answer can say so.
+        """CREATE TABLE expired (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            source_id INTEGER NOT NULL REFERENCES sources (id) ON DELETE CASCADE,
+            start TEXT NOT NULL,
+            stop TEXT NOT NULL,
+            spans INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            reason TEXT NOT NULL,
+            created TEXT NOT NULL
+        )""",
+        "CREATE INDEX expired_by_source ON expired (source_id)",
+        # Saved indexes; each holds the keys of all spans of its scope up to last_span_id.
+        """CREATE TABLE snapshots (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            source_id INTEGER REFERENCES sources (id) ON DELETE CASCADE,
+            embedder TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            width INTEGER NOT NULL,
+            vectors INTEGER NOT NULL,
+            last_span_id INTEGER NOT NULL,
+            file TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            digest TEXT NOT NULL,
+            created TEXT NOT NULL
+        )""",
+    ),
 )
 """Statements that lead from each schema version to the next; a released entry is never edited."""
 
@@ -145,7 +186,7 @@ class SpanRecord:
     id: int
     source_id: int
     ordinal: int
-    """0, 1, 2, ... within the source, in time order."""
+    """Rises in time order within the source; merged spans leave gaps."""
 
     start: Fraction
     """Seconds, exact; the span covers ``[start, stop)``."""
@@ -160,6 +201,9 @@ class SpanRecord:
     grid: tuple[int, int, int]
     codec: str
     """What its features are stored as."""
+
+    level: int
+    """How many times it was merged with its neighbours to save space; 0 is as watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +348,8 @@ class Catalog:
             cursor = self._db.execute(
                 "INSERT INTO spans (source_id, ordinal, start, stop, start_seconds, stop_seconds, tokens, file, "
                 "offset, bytes, grid, codec) "
-                "SELECT id, spans, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sources WHERE id = ?",
+                "SELECT id, (SELECT COALESCE(MAX(ordinal) + 1, 0) FROM spans WHERE source_id = sources.id), "
+                "?, ?, ?, ?, ?, ?, ?, ?, ?, ? FROM sources WHERE id = ?",
                 (
                     str(start),
                     str(stop),
@@ -556,6 +601,7 @@ def _span(row: sqlite3.Row) -> SpanRecord:
         num_bytes=row["bytes"],
         grid=(frames, rows, columns),
         codec=row["codec"],
+        level=row["level"],
     )
 
 
