@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Frame:
     """How long the picture stays, in seconds; always positive."""
 
     def __post_init__(self) -> None:
-        if self.pixels.ndim != 3 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
+        if self.pixels.ndim != 3 or self.pixels.shape[-1] != 3 or str(self.pixels.dtype) != "torch.uint8":
             raise ValueError(f"pixels must be (H, W, 3) uint8, got {self.pixels.shape = } {self.pixels.dtype = }")
         if self.duration <= 0:
             raise ValueError(f"duration must be positive, got {self.duration}")
@@ -50,7 +50,7 @@ class Clip:
     """How long each picture stays, in seconds."""
 
     def __post_init__(self) -> None:
-        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
+        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or str(self.pixels.dtype) != "torch.uint8":
             raise ValueError(f"pixels must be (F, H, W, 3) uint8, got {self.pixels.shape = } {self.pixels.dtype = }")
         if not len(self.pts) == len(self.durations) == len(self.pixels):
             raise ValueError(
@@ -67,6 +67,8 @@ class Clip:
         sizes = {tuple(frame.pixels.shape) for frame in frames}
         if len(sizes) > 1:
             raise ValueError(f"all frames of a clip must have one size, got {sorted(sizes)}")
+        import torch  # here, so that looking at files does not wait for it
+
         return cls(
             torch.stack([frame.pixels for frame in frames]),
             tuple(frame.pts for frame in frames),

@@ -4,32 +4,66 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from streamvid.errors import StreamvidError
-from streamvid_cli import ask, doctor, memory, methods, models, probe, toy
+
+COMMANDS = {
+    "ask": "Ask a video one or several questions; it is watched once and remembered.",
+    "probe": "Tell what each source is: container, codec, size, exact times, colour, streams, decoder.",
+    "doctor": "Check what is installed, which devices and checkpoints are here, and what each missing piece would "
+    "give.",
+    "methods": "Token-reduction methods: what there is, what each does and can be set to.",
+    "models": "Checkpoints: which are known, which are here.",
+    "memory": "What is remembered, and how to forget it.",
+    "toy": "The toy world: videos whose events are known.",
+}
+"""What ``--help`` lists, in this order; each is a module beside this one, imported when it is called."""
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """Of the click that typer brings along, which need not be the one that is installed."""
 
 INTERRUPTED = 130
 
+
+class Commands(TyperGroup):
+    """Imports a sub-command when it is called: importing all of them takes seconds."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the first argument names."""
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = command(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def command(name: str) -> Any:
+    """A sub-command, or group of them, with its options."""
+    module = import_module(f"streamvid_cli.{name}")
+    holder = typer.Typer()
+    holder.callback()(lambda: None)
+    if hasattr(module, "app"):
+        holder.add_typer(module.app, name=name)
+    else:
+        holder.command(name)(getattr(module, name))
+    group = typer.main.get_command(holder)
+    assert isinstance(group, TyperGroup)
+    return group.commands[name]
+
+
 app = typer.Typer(
     name="streamvid",
+    cls=Commands,
     help="Memory for video language models: ask a video, keep what was seen, ask again at once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ask")(ask.ask)
-app.command("probe")(probe.probe)
-app.command("doctor")(doctor.doctor)
-app.add_typer(methods.app, name="methods")
-app.add_typer(models.app, name="models")
-app.add_typer(memory.app, name="memory")
-app.add_typer(toy.app, name="toy")
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(lambda: None)
 
 
 def _version(value: bool) -> None:

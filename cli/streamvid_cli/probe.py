@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from streamvid.errors import SettingsError, StreamvidError
+from streamvid.ingest.named import Decoding
 from streamvid_cli import options, render
-from streamvid_pipelines.ask import Request
 from streamvid_pipelines.probe import probe_one
 
-DEFAULTS = Request()
+DEFAULTS = Decoding()
 
 
 def probe(
@@ -31,13 +31,10 @@ def probe(
 
     Leaves with 0 if all of them can be used and with 1 if one was refused; the others are shown all the same.
     """
-    request = Request(
-        rate=rate, decoder=decoder, hwaccel=hwaccel, stall_seconds=stall_seconds, decode_threads=decode_threads
-    )
-    request.decoding()
+    decoding = Decoding(decoder, decode_threads, hwaccel, stall_seconds)
     results = []
     for path in paths:
-        result = _one(path, request, decode)
+        result = _one(path, decoding, rate, decode)
         results.append(result)
         if json:
             continue
@@ -51,9 +48,9 @@ def probe(
     return 0 if all(result["usable"] for result in results) else 1
 
 
-def _one(path: str, request: Request, decode: bool) -> dict[str, Any]:
+def _one(path: str, decoding: Decoding, rate: float | None, decode: bool) -> dict[str, Any]:
     try:
-        return {"usable": True, **probe_one(path, request, decode=decode)}
+        return {"usable": True, **probe_one(path, decoding, rate=rate, decode=decode)}
     except SettingsError:
         raise
     except StreamvidError as reason:

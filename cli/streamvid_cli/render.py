@@ -6,15 +6,17 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from streamvid.query.evidence import citation, clock
-from streamvid.receipt import Receipt
-from streamvid.session import Answer
-from streamvid_pipelines.ask import Progress
+
+if TYPE_CHECKING:
+    from streamvid.receipt import Receipt
+    from streamvid.session import Answer
+    from streamvid_pipelines.ask import Progress
 
 PLAIN_SECONDS = 5.0
 """Time between two progress lines where there is no terminal to redraw."""

@@ -5,25 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from streamvid.errors import SourceError
+from streamvid.ingest.named import Decoding
 from streamvid.ingest.probe import facts, found, survey
 from streamvid.ingest.source import open_source
-from streamvid_pipelines.ask import Request
 
 
-def probe_one(path: str, request: Request, *, decode: bool) -> dict[str, Any]:
+def probe_one(path: str, decoding: Decoding, *, rate: float | None, decode: bool) -> dict[str, Any]:
     """What is known of a source; with ``decode`` also what reading all of it finds.
 
     Raises:
         SourceError: if it cannot be read, or is to be read to an end that it does not have.
     """
-    settings = request.decoding()
     with open_source(
         path,
-        rate=request.rate,
-        decoder=settings.decoder,
-        threads=settings.threads,
-        hwaccel=settings.hwaccel,
-        stall_seconds=settings.stall_seconds,
+        rate=rate,
+        decoder=decoding.decoder,
+        threads=decoding.threads,
+        hwaccel=decoding.hwaccel,
+        stall_seconds=decoding.stall_seconds,
     ) as source:
         info = source.info
         out = facts(info)

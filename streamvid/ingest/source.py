@@ -9,8 +9,6 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Self, TypeVar
 
-import torch
-
 from streamvid.errors import SettingsError
 from streamvid.frames import Frame
 from streamvid.ingest.arrays import ArrayReader
@@ -49,6 +47,8 @@ class SampledFrames(Iterator[Frame]):
         return self._shots.report
 
     def __next__(self) -> Frame:
+        import torch  # here, so that looking at files does not wait for it
+
         shot = next(self._shots)
         return Frame(torch.from_numpy(shot.pixels), shot.pts, shot.duration)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TIME = re.compile(r"\b(?:(\d+):)?(\d{1,2}):(\d{2})(?:\.\d+)?\b|\b(\d+(?:\.\d+)?)\s*(?:seconds?|secs?|s)\b")
 _NAMES = re.compile(r"^(?:the|an?)\s+", re.IGNORECASE)
@@ -54,6 +55,8 @@ def cite(
     if not found and embed is not None and not _denies(answer):
         keyed = [(i, m.key) for i, m in enumerate(moments) if m.key is not None]
         if keyed:
+            import torch  # here, so that commands without a model do not wait for it
+
             keys = torch.stack([key for _, key in keyed])
             clauses = [c.strip(" .") for c in _CLAUSE.split(answer) if c.strip(" .")]
             if len(clauses) == 1 and len(clauses[0].split()) <= 4:

@@ -15,7 +15,7 @@ import pytest
 from streamvid.temporal.methods.registry import methods
 from streamvid.toy.video import write_video
 from streamvid.toy.world import sample_scene
-from streamvid_cli.app import run
+from streamvid_cli.app import COMMANDS, command, run
 
 
 @pytest.fixture(scope="session")
@@ -329,3 +329,20 @@ def test_a_bug_is_one_line_unless_debug_is_asked_for(
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0 and "ask" in out
+
+
+def test_the_list_of_commands_says_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in COMMANDS.items():
+        assert command(name).help.split("\n\n")[0] == said
+    code, out, _ = call(capsys, "--help")
+    assert code == 0 and all(name in out for name in COMMANDS)
+    assert call(capsys, "memory")[1].count("--install-completion") == 0
+
+
+def test_what_needs_no_model_does_not_wait_for_torch(video: Path) -> None:
+    program = (
+        "import sys\nfrom streamvid_cli.app import run\n"
+        f"code = run(['--help']) + run(['probe', {str(video)!r}])\n"
+        "sys.exit(code or ('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
