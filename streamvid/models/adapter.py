@@ -6,12 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from streamvid.frames import Clip
 from streamvid.temporal.methods.base import LlmMethod, PixelView
 from streamvid.tokens import VideoTokens
+
+if TYPE_CHECKING:
+    from streamvid.models.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,9 @@ class GenerationStats:
     """What one answer cost inside the language model."""
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Of these, how many an earlier prompt had left keys and values for."""
+
     new_tokens: int = 0
     visual_tokens: int = 0
     visual_tokens_last_layer: int = 0
@@ -145,5 +152,15 @@ class Adapter(ABC):
         max_new_tokens: int,
         methods: Sequence[LlmMethod] = (),
         stats: GenerationStats | None = None,
+        prefix: Prefix | None = None,
     ) -> Iterator[str]:
-        """Answer greedily, piece by piece as text becomes certain."""
+        """Answer greedily, piece by piece as text becomes certain.
+
+        Args:
+            prompt: from ``prompt``.
+            max_new_tokens: longest answer.
+            methods: act between the decoder layers.
+            stats: gets what the answer cost.
+            prefix: keys and values of the prompt before, from which what is the same is taken, and to which
+                those of this prompt's video go; not together with methods.
+        """

@@ -29,6 +29,7 @@ from streamvid.models.adapter import Adapter, Encoded, GenerationStats, ModelInf
 from streamvid.models.fingerprint import fingerprint
 from streamvid.models.pixels import PixelSettings
 from streamvid.models.positions import interleaved
+from streamvid.models.prefix import Prefix
 from streamvid.temporal.hosts.llm import LayerHost
 from streamvid.temporal.hosts.vision import run_tower
 from streamvid.temporal.methods.base import LlmMethod, PixelView
@@ -302,19 +303,34 @@ class Qwen3VL(Adapter):
         max_new_tokens: int,
         methods: Sequence[LlmMethod] = (),
         stats: GenerationStats | None = None,
+        prefix: Prefix | None = None,
     ) -> Iterator[str]:
         """Answer greedily, piece by piece as text becomes certain."""
+        if prefix is not None and methods:
+            raise ValueError("what methods leave of a prompt depends on its question and cannot serve another one")
         stats = stats if stats is not None else GenerationStats()
         stats.prompt_tokens = prompt.input_ids.shape[1]
         stats.visual_tokens = stats.visual_tokens_last_layer = int(prompt.visual.sum())
-        ends = self.ends()
         cache = DynamicCache(config=self.model.config.text_config)
         began = time.perf_counter()
-        logits, host = self.prefill(prompt, cache, methods)
+        rest = prompt if prefix is None else prefix.take(prompt, cache)
+        logits, host = self.prefill(rest, cache, methods)
+        stats.reused_tokens = prefix.reused if prefix is not None else 0
         if host is not None:
             stats.visual_tokens_last_layer = host.visual_alive
         stats.prefill_seconds = time.perf_counter() - began
         began = time.perf_counter()
+        try:
+            yield from self._decode(logits, prompt, cache, max_new_tokens, stats)
+        finally:
+            stats.decode_seconds = time.perf_counter() - began
+            if prefix is not None:
+                prefix.keep(prompt, cache)
+
+    def _decode(
+        self, logits: Tensor, prompt: Prompt, cache: DynamicCache, max_new_tokens: int, stats: GenerationStats
+    ) -> Iterator[str]:
+        ends = self.ends()
         produced: list[int] = []
         shown = ""
         stats.stopped = "length"
@@ -340,7 +356,6 @@ class Qwen3VL(Adapter):
         text = self.tokenizer.decode(produced, skip_special_tokens=True)
         if len(text) > len(shown) and text.startswith(shown):
             yield text[len(shown) :]
-        stats.decode_seconds = time.perf_counter() - began
 
 
 def _chunks(keep: Tensor, per_frame: Tensor, most: int) -> Iterator[tuple[Tensor, list[int]]]:

@@ -1,0 +1,100 @@
+"""Keys and values of a language model on disk, beside the tokens they were computed from.
+
+One file a source: the latest prompt's.  It is only a shortcut: whatever is not exactly as written, or of
+another key, is as good as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streamvid.memory.segments import sync_folder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KeptKv:
+    """What a language model computed for the beginning of a prompt."""
+
+    blocks: list[tuple[int, str]]
+    """Where each frame of the prompt ends, and the digest of everything up to there."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values of each layer, (1, heads, L, width)."""
+
+
+def save_kv(path: Path, kept: KeptKv, *, digest: str) -> None:
+    """Write keys and values in place of older ones, all or nothing.
+
+    Args:
+        path: the file; its folder is made if missing.
+        kept: what to write.
+        digest: of the memory key they belong to.
+
+    Raises:
+        OSError: if the disk does not take it; the older file is then still there.
+    """
+    tensors = {
+        f"{name}{index}": tensor.detach().cpu().contiguous()
+        for index, pair in enumerate(kept.layers)
+        for name, tensor in zip("kv", pair, strict=True)
+    }
+    told = {
+        "format": FORMAT,
+        "key": digest,
+        "blocks": kept.blocks,
+        "crc": {name: _crc(tensor) for name, tensor in tensors.items()},
+    }
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        text = json.dumps(told)
+        save_file(tensors, part, metadata={"streamvid": text, "crc": str(zlib.crc32(text.encode()))})
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_kv(path: Path, *, digest: str, device: str | torch.device = "cpu") -> KeptKv | None:
+    """What was kept for a memory key; None if there is nothing, or anything about it is not as written."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            text = metadata.get("streamvid", "")
+            if metadata.get("crc") != str(zlib.crc32(text.encode())):
+                return None
+            told = json.loads(text)
+            if told.get("format") != FORMAT or told.get("key") != digest:
+                return None
+            names = told["crc"]
+            tensors = {name: file.get_tensor(name) for name in names}
+        if any(_crc(tensors[name]) != crc for name, crc in names.items()):
+            return None
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    count = len(tensors) // 2
+    layers = [(tensors[f"k{index}"].to(device), tensors[f"v{index}"].to(device)) for index in range(count)]
+    return KeptKv([(int(end), str(text)) for end, text in told["blocks"]], layers)
+
+
+def size_of(layers: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """Bytes of keys and values."""
+    return sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
+
+
+def _crc(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.view(torch.uint8).reshape(-1).numpy().data)
