@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from streamvid.errors import BankError
+from streamvid.memory import care, transfer
 from streamvid.memory.bank import Bank, default_folder
-from streamvid.memory.catalog import SourceRecord
+from streamvid.memory.catalog import AnswerRecord, SourceRecord
 from streamvid.query.evidence import clock
 from streamvid_cli import options, render
 
-app = typer.Typer(help="What is remembered, and how to forget it.", no_args_is_help=True)
+app = typer.Typer(help="What is remembered: look, mend, move, forget.", no_args_is_help=True)
 Which = Annotated[str, typer.Argument(help="A number from `memory list`, the start of a key, or a file name.")]
+Whiches = Annotated[
+    list[str] | None,
+    typer.Argument(help="Numbers from `memory list`, starts of keys, or file names. Default: everything."),
+]
+PROGRESS_SECONDS = 2.0
+"""Nothing is said about work that is done before."""
 
 
-def _open(folder: options.Memory) -> Bank:
-    return Bank.open(folder if folder is not None else default_folder())
+def _open(folder: Path | None, *, read_only: bool = False, create: bool = True) -> Bank:
+    bank = Bank.open(folder if folder is not None else default_folder(), read_only=read_only, create=create)
+    for note in bank.notes:
+        render.stderr().print(f"note: {note}", markup=False)
+    return bank
+
+
+def _read(folder: Path | None) -> Bank:
+    """To look only: makes nothing where there is nothing."""
+    return _open(folder, read_only=True, create=False)
+
+
+def _source(bank: Bank, which: str) -> SourceRecord:
+    return bank.source(int(which) if which.isdigit() else which)
+
+
+def _sources(bank: Bank, which: Sequence[str] | None) -> list[SourceRecord]:
+    return [_source(bank, name) for name in which] if which else bank.sources()
 
 
 @app.command("list")
 def list_(memory: options.Memory = None, json: options.Json = False) -> None:
-    """List the remembered videos."""
-    with _open(memory) as bank:
-        rows = [_row(source) for source in bank.sources()]
+    """List the remembered videos: how long, how large, what is missing, what is kept for good."""
+    folder = memory if memory is not None else default_folder()
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if json:
+            render.emit_json({"folder": str(folder), "bytes": 0, "sources": []})
+        else:
+            render.stderr().print(f"nothing is remembered in {folder}", markup=False)
+        return
+    with _read(folder) as bank:
+        rows = [_row(bank, source) for source in bank.sources()]
         if json:
             render.emit_json({"folder": str(bank.folder), "bytes": bank.usage(), "sources": rows})
             return
@@ -31,7 +66,7 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
             render.stderr().print(f"nothing is remembered in {bank.folder}", markup=False)
             return
         render.show_table(
-            ("id", "name", "state", "length", "tokens", "MB", "key"),
+            ("id", "name", "state", "length", "tokens", "MB", "gaps", "expired", "kept", "key"),
             [
                 (
                     str(r["id"]),
@@ -40,6 +75,9 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
                     clock(r["seconds"]),
                     f"{r['tokens']:,}",
                     f"{r['bytes'] / 1e6:.2f}",
+                    _stretch(r["gaps"], r["gap_seconds"]),
+                    _stretch(r["expired"], r["expired_seconds"]),
+                    "yes" if r["pinned"] else "",
                     r["key"],
                 )
                 for r in rows
@@ -49,17 +87,23 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
 
 @app.command()
 def show(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
-    """Show one remembered video: its key, spans, size per hour, and the answers given from it."""
-    with _open(memory) as bank:
-        source = bank.source(int(which) if which.isdigit() else which)
+    """Show one remembered video: its key, spans, gaps, size per hour, and the answers given from it."""
+    with _read(memory) as bank:
+        source = _source(bank, which)
         spans = bank.spans(source.id)
         answers = bank.answers(source.id)
-        row = _row(source)
+        gaps, expired = bank.gaps(source.id), bank.expired(source.id)
+        row = _row(bank, source)
         hours = max(row["seconds"], 1e-9) / 3600
         row |= {
             "megabytes_per_hour": round(row["bytes"] / 1e6 / hours, 2),
             "made_with": source.key.to_json(),
             "spans": [[float(s.start), float(s.stop), s.tokens] for s in spans],
+            "levels": [s.level for s in spans],
+            "gap_spans": [{"start": float(g.start), "stop": float(g.stop), "reason": g.reason} for g in gaps],
+            "expired_spans": [
+                {"start": float(e.start), "stop": float(e.stop), "spans": e.spans, "reason": e.reason} for e in expired
+            ],
             "answers": [{"question": a.question, "answer": a.answer} for a in answers],
         }
         if json:
@@ -70,6 +114,8 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
             "name",
             "path",
             "state",
+            "pinned",
+            "created",
             "seconds",
             "tokens",
             "bytes",
@@ -80,23 +126,271 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
             typer.echo(f"{name}: {row[name]}")
         typer.echo("spans (seconds, tokens):")
         for span in spans:
-            typer.echo(f"  {clock(float(span.start))}-{clock(float(span.stop))}  {span.tokens}")
+            merged = f"  merged {span.level} times" if span.level else ""
+            typer.echo(f"  {clock(float(span.start))}-{clock(float(span.stop))}  {span.tokens}{merged}")
+        for gap in gaps:
+            typer.echo(f"not seen: {clock(float(gap.start))}-{clock(float(gap.stop))}  {gap.reason}")
+        for gone in expired:
+            typer.echo(
+                f"not remembered any more: {clock(float(gone.start))}-{clock(float(gone.stop))}  "
+                f"{gone.spans} spans, {gone.reason}"
+            )
         for answer in answers:
             typer.echo(f"Q: {answer.question}\nA: {answer.answer}")
 
 
 @app.command()
+def answers(
+    which: Annotated[str | None, typer.Argument(help="Of one video only. Default: of all.")] = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Show what was asked and answered, with the times the model was given."""
+    with _read(memory) as bank:
+        sources = _sources(bank, [which] if which is not None else None)
+        found = sorted(((a, s) for s in sources for a in bank.answers(s.id)), key=lambda pair: pair[0].id)
+        if json:
+            render.emit_json([_answer(answer, source) for answer, source in found])
+            return
+        if not found:
+            render.stderr().print("nothing was asked yet", markup=False)
+        for answer, source in found:
+            given = ", ".join(f"{clock(a)}-{clock(b)}" for a, b in _given(answer))
+            when = f"{answer.created.isoformat(sep=' ', timespec='seconds')}"
+            typer.echo(f"{when}  {source.name}\nQ: {answer.question}\nA: {answer.answer}\nfrom: {given or 'nothing'}\n")
+
+
+@app.command()
+def verify(which: Whiches = None, memory: options.Memory = None, json: options.Json = False) -> None:
+    """Read every byte that is remembered and compare it with its checksums; 0 if all is as written, else 1."""
+    with _read(memory) as bank:
+        progress = _Progress("verifying")
+        seen = care.verify(bank, _sources(bank, which) if which else None, progress=progress)
+        progress.done()
+        if json:
+            render.emit_json(
+                {
+                    "folder": str(bank.folder),
+                    "sources": seen.sources,
+                    "spans": seen.spans,
+                    "bytes": seen.num_bytes,
+                    "loose_bytes": seen.loose_bytes,
+                    "num_problems": seen.num_problems,
+                    "problems": [
+                        {
+                            "kind": p.kind.value,
+                            "source": p.source_id,
+                            "file": p.file,
+                            "offset": p.offset,
+                            "text": p.text,
+                        }
+                        for p in seen.problems
+                    ],
+                    "notes": seen.notes,
+                }
+            )
+        else:
+            for problem in seen.problems:
+                typer.echo(f"{problem.kind.value}: {problem.text}")
+            if seen.num_problems > len(seen.problems):
+                typer.echo(f"and {seen.num_problems - len(seen.problems)} more")
+            for note in seen.notes:
+                typer.echo(f"note: {note}")
+            result = "all as written" if not seen.num_problems else f"{seen.num_problems} problems"
+            typer.echo(f"{seen.sources} videos, {seen.spans} spans, {seen.num_bytes / 1e6:.2f} MB read: {result}")
+            if seen.loose_bytes:
+                typer.echo(f"{seen.loose_bytes / 1e6:.2f} MB can be given back: streamvid memory compact")
+            if seen.num_problems:
+                render.stderr().print("next: streamvid memory repair --dry-run says what can be mended", markup=False)
+        if seen.num_problems:
+            raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Mend what can be mended: catalogue, rows, file starts; forget damaged spans and say which; 1 if any is left."""
+    progress = _Progress("repairing")
+    folder = memory if memory is not None else default_folder()
+    result = care.repair(folder, dry_run=dry_run, progress=progress)
+    progress.done()
+    if json:
+        render.emit_json(
+            {
+                "folder": str(folder),
+                "dry_run": dry_run,
+                "done": result.done,
+                "lost": result.lost,
+                "lost_spans": result.lost_spans,
+                "left": result.left,
+            }
+        )
+    else:
+        for title, lines in (
+            ("would do" if dry_run else "done", result.done),
+            ("would be lost" if dry_run else "lost", result.lost),
+            ("left", result.left),
+        ):
+            for line in lines:
+                typer.echo(f"{title}: {line}")
+        if not (result.done or result.lost or result.left):
+            typer.echo("nothing to mend")
+    if result.left:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(memory: options.Memory = None, json: options.Json = False) -> None:
+    """Give back the disk space of what is not remembered any more."""
+    with _open(memory, create=False) as bank:
+        result = care.compact(bank)
+        if json:
+            render.emit_json(
+                {
+                    "folder": str(bank.folder),
+                    "before": result.before_bytes,
+                    "after": result.after_bytes,
+                    "sources": result.sources,
+                    "notes": result.notes,
+                }
+            )
+            return
+        for note in result.notes:
+            render.stderr().print(f"note: {note}", markup=False)
+        typer.echo(f"{result.before_bytes / 1e6:.2f} -> {result.after_bytes / 1e6:.2f} MB")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The archive to write, or - for stdout.", metavar="FILE")],
+    which: Whiches = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Write remembered videos into one archive that `memory import` takes anywhere."""
+    if str(file) == "-" and json:
+        raise typer.BadParameter("stdout is taken by the archive; name a file to get JSON")
+    with _read(memory) as bank:
+        sources = _sources(bank, which)
+        if not sources:
+            raise BankError(f"nothing is remembered in {bank.folder}; there is nothing to export")
+        if str(file) == "-":
+            transfer.export_archive(bank, sources, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return
+        _moved(transfer.export_file(bank, sources, file), "wrote", json=json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="The archive to read, or - for stdin.", metavar="FILE")],
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Remember what an archive holds; each video comes wholly or not at all, known ones are skipped."""
+    with _open(memory) as bank:
+        if str(file) == "-":
+            result = transfer.import_archive(bank, sys.stdin.buffer, name="stdin")
+        else:
+            with _archive(file) as source:
+                result = transfer.import_archive(bank, source, name=str(file))
+        _moved(result, "remembered", json=json)
+
+
+@app.command()
+def merge(
+    other: Annotated[Path, typer.Argument(help="Another memory folder; it is only read.", metavar="OTHER_FOLDER")],
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Remember what another memory folder holds; known videos are skipped."""
+    with _read(other) as source, _open(memory) as bank:
+        _moved(transfer.merge(bank, source), "remembered", json=json)
+
+
+@app.command()
 def rm(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
     """Forget one remembered video."""
-    with _open(memory) as bank:
-        gone = bank.remove(int(which) if which.isdigit() else which)
+    with _open(memory, create=False) as bank:
+        row = _row(bank, _source(bank, which))
+        gone = bank.remove(row["id"])
         if json:
-            render.emit_json(_row(gone))
+            render.emit_json(row)
         else:
             typer.echo(f"forgot {gone.name} ({gone.num_bytes / 1e6:.2f} MB)")
 
 
-def _row(source: SourceRecord) -> dict[str, Any]:
+@app.command()
+def keep(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
+    """Keep one remembered video when space is made."""
+    _pin(which, memory, pinned=True, json=json)
+
+
+@app.command()
+def unkeep(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
+    """Let one remembered video go when space is made."""
+    _pin(which, memory, pinned=False, json=json)
+
+
+def _pin(which: str, memory: Path | None, *, pinned: bool, json: bool) -> None:
+    with _open(memory, create=False) as bank:
+        source = bank.pin(_source(bank, which), pinned=pinned)
+        if json:
+            render.emit_json(_row(bank, source))
+        else:
+            typer.echo(f"{source.name} is {'kept' if pinned else 'not kept'} when space is made")
+
+
+def _archive(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise BankError(f"cannot read {path}: {error.strerror}; check the name and its permissions") from error
+
+
+def _moved(result: transfer.Moved, verb: str, *, json: bool) -> None:
+    if json:
+        render.emit_json(
+            {
+                "sources": result.sources,
+                "skipped": result.skipped,
+                "spans": result.spans,
+                "bytes": result.num_bytes,
+            }
+        )
+        return
+    for line in result.skipped:
+        render.stderr().print(f"note: {line}", markup=False)
+    typer.echo(f"{verb} {len(result.sources)} videos, {result.spans} spans, {result.num_bytes / 1e6:.2f} MB")
+
+
+def _stretch(count: int, seconds: float) -> str:
+    return f"{count} ({clock(seconds)})" if count else ""
+
+
+def _answer(answer: AnswerRecord, source: SourceRecord) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "source": source.id,
+        "name": source.name,
+        "question": answer.question,
+        "answer": answer.answer,
+        "spans": _given(answer),
+        "created": answer.created.isoformat(timespec="seconds"),
+    }
+
+
+def _given(answer: AnswerRecord) -> list[list[float]]:
+    """Times of what the model read, as the receipt says it."""
+    spans = answer.receipt.get("spans", [])
+    return [[s["start_seconds"], s["stop_seconds"]] for s in spans if "start_seconds" in s]
+
+
+def _row(bank: Bank, source: SourceRecord) -> dict[str, Any]:
+    gaps, expired = bank.gaps(source.id), bank.expired(source.id)
     return {
         "id": source.id,
         "name": source.name,
@@ -105,6 +399,38 @@ def _row(source: SourceRecord) -> dict[str, Any]:
         "seconds": float(source.duration if source.duration is not None else source.stop or 0),
         "tokens": source.tokens,
         "bytes": source.num_bytes,
+        "gaps": len(gaps),
+        "gap_seconds": float(sum(g.stop - g.start for g in gaps)),
+        "expired": sum(e.spans for e in expired),
+        "expired_seconds": float(sum(e.stop - e.start for e in expired)),
+        "pinned": source.pinned,
         "key": source.key.short,
         "created": source.created.isoformat(timespec="seconds"),
     }
+
+
+class _Progress:
+    """How far a long reading is, on stderr, at most every two seconds."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began = self._last = time.monotonic()
+        self._drawn = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last < PROGRESS_SECONDS:
+            return
+        self._last = now
+        speed = done / (now - self._began)
+        left = (total - done) / speed if speed else 0
+        text = f"{self._what} {done / 1e6:,.0f}/{total / 1e6:,.0f} MB  {speed / 1e6:.0f} MB/s  {left:.0f} s left"
+        self._drawn = sys.stderr.isatty()
+        sys.stderr.write(f"\r\x1b[2K{text}" if self._drawn else f"{text}\n")
+        sys.stderr.flush()
+
+    def done(self) -> None:
+        """Leave the terminal's line clean."""
+        if self._drawn:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()

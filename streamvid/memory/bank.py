@@ -4,6 +4,7 @@
 
     FOLDER/catalog.sqlite3              what there is, and where: the truth
     FOLDER/segments/<key>-<id>/*.seg    the tokens of one source
+    FOLDER/index/                       saved search indexes, which can be made anew
     FOLDER/locks/                       who is writing
 
 Any number of processes read while each source is written by at most one.  A span is either wholly
@@ -18,7 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -29,14 +30,28 @@ import torch
 from torch import Tensor
 
 from streamvid.budget import Limits
-from streamvid.errors import BankError, MissingExtra, SettingsError, SourceError, near
+from streamvid.errors import BankError, SourceError, near
+from streamvid.memory import bounds
 from streamvid.memory import keys as keys_module
-from streamvid.memory.catalog import FILE_NAME, AnswerRecord, Catalog, SourceRecord, SpanRecord, State, refuse_foreign
-from streamvid.memory.codec import codec_by_name
-from streamvid.memory.faiss_index import FaissIndex
-from streamvid.memory.index import FlatIndex, Index, unit
+from streamvid.memory.bounds import Holding, Room
+from streamvid.memory.catalog import (
+    FILE_NAME,
+    AnswerRecord,
+    Catalog,
+    ExpiredRecord,
+    GapRecord,
+    SourceRecord,
+    SpanRecord,
+    State,
+    refuse_foreign,
+)
+from streamvid.memory.codebooks import Codebooks
+from streamvid.memory.codec import DEFAULT_CODEC, Codec, CodecSetting, FolderCodecs
+from streamvid.memory.index import Index, unit
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.kv import KeptKv, folder_bytes, load_kv, save_kv, size_of
 from streamvid.memory.segments import SegmentReader, SegmentWriter, encode_span
+from streamvid.memory.snapshots import Scope, Snapshots
 from streamvid.temporal.methods.base import MemoryView
 from streamvid.tokens import VideoTokens
 
@@ -66,30 +81,37 @@ class Bank:
         self.limits = limits
         self.bytes_read = 0
         """Read from segment files since the bank was opened."""
+        self.notes: list[str] = []
+        """What the user should hear about how the folder was opened."""
         self._catalog = catalog
-        self._codec = codec_by_name(codec)
-        self._segment_bytes = segment_bytes
-        self._said_flat = False
+        self.codecs = FolderCodecs(CodecSetting.parse(codec), Codebooks(folder / "codebooks"))
+        """How features are stored, and what was learned for it."""
+        self._segment_bytes = bounds.segment_bytes(limits, segment_bytes)
+        self._snapshots = Snapshots(folder, catalog, may_grow=self._may_grow)
 
     @classmethod
     def open(
         cls,
         folder: Path,
         *,
-        codec: str = "fp16",
+        codec: str = DEFAULT_CODEC,
         limits: Limits | None = None,
         create: bool = True,
         segment_bytes: int = SEGMENT_BYTES,
+        read_only: bool = False,
     ) -> Self:
         """Open a memory folder.
 
         Args:
             folder: the folder; its parents need not exist.
-            codec: how new features are stored: ``fp32``, ``fp16`` or ``sq8``.  What is there already is
-                read by the codec it was written with.
+            codec: how new features are stored: ``fp32``, ``fp16``, ``sq8``, ``sq4`` or ``pq``, or
+                FEATURES+LAYERS as in ``sq8+sq4``.  What is there already is read by the codec it was
+                written with.
             limits: ``disk_bytes`` bounds the folder; about half a MB of it is held free for the catalogue.
             create: make the folder if there is no memory in it; otherwise that is an error.
             segment_bytes: size at which a new segment file is begun, >= 1.
+            read_only: change nothing in the folder.  A memory that cannot be written is opened so by
+                itself, and ``notes`` says it.
 
         Raises:
             SettingsError: if there is no such codec.
@@ -97,12 +119,27 @@ class Bank:
         """
         if segment_bytes < 1:
             raise ValueError(f"segment_bytes must be at least 1, got {segment_bytes}")
-        codec_by_name(codec)
+        CodecSetting.parse(codec)
         path = folder / FILE_NAME
         with _reported(folder):
-            if not create and not path.exists():
+            if not (create and not read_only) and not path.exists():
+                with suppress(FileNotFoundError):
+                    os.stat(f"{folder}/.")  # a file in its place is said to be one
+                _refuse_headless(folder)
                 raise BankError(f"there is no memory in {folder}; ask about a video first, or choose another folder")
             refuse_foreign(path)
+            notes = []
+            if path.exists() and not read_only and not _writable(folder):
+                read_only = True
+                notes.append(f"{folder} cannot be written: it is open for reading only, and nothing new is remembered")
+            if read_only:
+                catalog = Catalog(path, read_only=True)
+                notes += [catalog.note] if catalog.note else []
+                bank = cls(folder, catalog, codec=codec, limits=limits or Limits(), segment_bytes=segment_bytes)
+                bank.notes = notes
+                return bank
+            if not path.exists() or not path.stat().st_size:
+                _refuse_headless(folder)
             (folder / "locks").mkdir(parents=True, exist_ok=True)
             (folder / "segments").mkdir(exist_ok=True)
             # Two processes may both be the first: one prepares the catalogue, the other finds it done.
@@ -122,6 +159,11 @@ class Bank:
     def close(self) -> None:
         """Let go of the catalogue."""
         self._catalog.close()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be stored in it."""
+        return self._catalog.read_only
 
     def find(self, key: MemoryKey) -> SourceRecord | None:
         """The source remembered under exactly this key; None if anything about it differs."""
@@ -183,7 +225,8 @@ class Bank:
             wanted: spans of any sources, each with how many of its tokens to read, 1 <= count <= span.tokens.
 
         Raises:
-            BankError: if a span is gone, damaged, or not of the source the catalogue says.
+            BankError: if a span is gone, damaged, or not of the source the catalogue says.  A span that was
+                merged or expired after it was looked up may still be there, or the error says to ask again.
         """
         sources = {s.id: s for s in self.sources()}
         readers: dict[Path, SegmentReader] = {}
@@ -198,43 +241,46 @@ class Bank:
                     raise BankError(
                         f"source {span.source_id} was removed from {self.folder}; ask again to watch it anew"
                     )
-                source = sources[span.source_id]
-                path = self.folder / source.folder / span.file
-                if path not in readers:
-                    readers[path] = SegmentReader(path, key=source.key)
-                result.append(readers[path].read(span.offset, tokens=count))
+                result.append(self._read_span(readers, sources[span.source_id], span, count))
         finally:
             for reader in readers.values():
                 self.bytes_read += reader.bytes_read
                 reader.close()
         return result
 
-    def index(self, source_id: int, *, kind: str = "auto") -> Index:
-        """An index over a source's keys; ids are span ids.
+    def index(self, source_id: int | None, *, embedder: str | None = None, kind: str = "auto") -> Index:
+        """An index over the keys of a source, or of all sources of one embedder; ids are span ids.
+
+        It is brought up to date by each call and good until the next one, while the bank is open.
 
         Args:
-            source_id: of a source with at least one span.
-            kind: ``faiss``, ``flat``, or ``auto``: faiss where it is installed, else flat, which
-                the ``note`` of the first such index says.
+            source_id: of a source with at least one span; None for every source of ``embedder``.
+            embedder: fingerprint of what made the keys, as in their memory keys; needed where there is no source.
+            kind: ``flat``, ``faiss`` (flat, too), ``hnsw``, ``ivf``, ``ivf-flat``, ``ivfpq``, ``gpu``, or
+                ``auto``: by the number of keys; ``said`` tells which and why.  Without faiss it is flat,
+                which the ``note`` of the first such index says.
 
         Raises:
             MissingExtra: if faiss is asked for by name and not installed.
-            BankError: if the source has no spans.
+            SettingsError: if there is no such kind.
+            BankError: if there are no spans to search, or they have no keys.
         """
-        with self._catalog.snapshot():
-            spans = self.spans(source_id)
-            keys = self._catalog.keys(source_id)
-        if not spans:
-            raise BankError(f"source {source_id} has no spans to search yet; watch it first")
-        index = self._new_index(kind, keys[0].shape[1])
-        counts = torch.tensor([len(k) for k in keys])
-        ids = torch.tensor([s.id for s in spans]).repeat_interleave(counts)
-        index.add(ids, torch.cat(keys))
-        return index
+        if source_id is None:
+            if embedder is None:
+                raise ValueError("an index over all sources needs their embedder: its keys compare with no other's")
+            return self._snapshots.index(Scope(None, embedder), kind)
+        source = self._catalog.source_by_id(source_id)
+        if source is None:
+            raise BankError(f"source {source_id} is not in {self.folder}: it was removed; ask again to watch it anew")
+        if embedder not in (None, source.key.embedder):
+            raise ValueError(f"source {source_id} has keys of {source.key.embedder!r}, asked for {embedder!r}")
+        return self._snapshots.index(Scope(source_id, source.key.embedder), kind)
 
     def usage(self) -> int:
-        """Bytes on the disk: segments and catalogue with its log."""
-        return self._catalog.segment_bytes() + self._catalog.own_bytes()
+        """Bytes on the disk: segments, codebooks, saved indexes, kept keys and values, and catalogue with its log."""
+        catalog = self._catalog
+        beside = self.codecs.books.num_bytes() + catalog.snapshot_bytes() + folder_bytes(self.folder / "kv")
+        return catalog.segment_bytes() + catalog.own_bytes() + beside
 
     def writer(self, key: MemoryKey, *, path: str | Path, name: str) -> Writer:
         """What a source's spans are stored with; a context manager that holds the source for writing.
@@ -257,6 +303,7 @@ class Bank:
             # First from the catalogue: files without rows are only lost space, rows without files are wrong.
             self._catalog.remove_source(source.id)
             shutil.rmtree(self.folder / source.folder, ignore_errors=True)
+            self._kv_path(source).unlink(missing_ok=True)
             self._sweep()
         return source
 
@@ -267,6 +314,44 @@ class Bank:
     def answers(self, source_id: int) -> list[AnswerRecord]:
         """The answers given from a source, oldest first."""
         return self._catalog.answers(source_id)
+
+    def kept_kv(self, source: SourceRecord) -> KeptKv | None:
+        """What the language model computed for the latest prompt of a source, if it was kept; on the CPU."""
+        return load_kv(self._kv_path(source), digest=source.key.digest)
+
+    def keep_kv(self, source: SourceRecord, kept: KeptKv) -> None:
+        """Keep what the language model computed for a prompt of a source, in place of an earlier one's.
+
+        Raises:
+            BankError: if it does not fit the limit or the disk; the earlier one stays.
+        """
+        if self.read_only:
+            raise BankError(f"{self.folder} is open for reading only: keys and values are not kept")
+        limit, needed = self.limits.disk_bytes, size_of(kept.layers)
+        if limit is not None and self.usage() + needed > limit:
+            raise BankError(
+                f"keys and values of {needed} bytes are not kept: memory in {self.folder} may hold {limit} bytes and "
+                f"holds {self.usage()}; raise the limit (--disk) or ask with a smaller --budget"
+            )
+        with _reported(self.folder):
+            save_kv(self._kv_path(source), kept, digest=source.key.digest)
+
+    def _kv_path(self, source: SourceRecord) -> Path:
+        return self.folder / "kv" / f"{Path(source.folder).name}.safetensors"
+
+    def gaps(self, source_id: int) -> list[GapRecord]:
+        """The stretches of a source of which nothing was seen, in time order."""
+        return self._catalog.gaps(source_id)
+
+    def expired(self, source_id: int) -> list[ExpiredRecord]:
+        """What of a source was remembered once and is not any more."""
+        return self._catalog.expired(source_id)
+
+    def pin(self, which: SourceRecord | int | str, *, pinned: bool = True) -> SourceRecord:
+        """Keep a source when space is made, or no longer; returns what it is now."""
+        source = self.source(which.id if isinstance(which, SourceRecord) else which)
+        self._catalog.set_pinned(source.id, pinned)
+        return self.source(source.id)
 
     def content_digest(self, path: Path) -> str:
         """sha256 over the whole file, reread only when the file may have changed.
@@ -291,29 +376,64 @@ class Bank:
         digest = keys_module.content_digest(path)
         if _stamp(path)[0] != stamp:
             raise SourceError(f"{path} changed while it was read; wait until it is complete and ask again")
-        if now_ns - changed_ns >= SETTLED_NS:
+        if now_ns - changed_ns >= SETTLED_NS and not self.read_only:
             self._catalog.remember_digest(str(path), stamp=stamp, digest=digest)
         return digest
 
-    def _new_index(self, kind: str, width: int) -> Index:
-        if kind == "flat":
-            return FlatIndex(width)
-        if kind == "faiss":
-            return FaissIndex(width)
-        if kind != "auto":
-            raise SettingsError(f"there is no index {kind!r}; {near(kind, ['auto', 'faiss', 'flat'])}")
-        try:
-            return FaissIndex(width)
-        except MissingExtra as missing:
-            index = FlatIndex(width)
-            if not self._said_flat:
-                index.note = f"searching memory without faiss, which is as exact and slower on large banks: {missing}"
-                self._said_flat = True
-            return index
+    def _read_span(
+        self, readers: dict[Path, SegmentReader], source: SourceRecord, span: SpanRecord, count: int
+    ) -> VideoTokens:
+        """The best tokens of a span, which may have been moved, merged or expired since it was looked up."""
+        while True:
+            path = self.folder / source.folder / span.file
+            try:
+                if path not in readers:
+                    readers[path] = SegmentReader(path, key=source.key, codecs=self.codecs)
+                head = readers[path].head(span.offset)
+                if (head.start, head.stop, head.tokens) == (span.start, span.stop, span.tokens):
+                    return readers[path].read(span.offset, tokens=count)
+                error = BankError(
+                    f"{path} holds another span at offset {span.offset} than the catalogue says; "
+                    f"run: streamvid memory repair --memory {self.folder}"
+                )
+            except BankError as caught:
+                error = caught
+            now = self._catalog.span(span.id)
+            if now is None:
+                raise BankError(
+                    f"what was remembered of {source.name} from {float(span.start):.1f} to {float(span.stop):.1f} s "
+                    "was merged or expired to make room since it was looked up; ask again"
+                ) from error
+            if (now.file, now.offset) == (span.file, span.offset):
+                raise error
+            span = now
+
+    def _first_tokens(self, model: str, count: int) -> list[Tensor]:
+        """Features, then each layer, of the first ``count`` tokens stored of a model; fewer where there are fewer."""
+        parts: list[list[Tensor]] = []
+        found = 0
+        for source in self.sources():
+            if source.key.model != model or found >= count:
+                continue
+            for span in self.spans(source.id):
+                if span.tokens and found < count:
+                    tokens = self.read([(span, span.tokens)])[0]
+                    parts.append([tokens.features, *tokens.layers])
+                    found += len(tokens)
+        return [torch.cat(blocks)[:count] for blocks in zip(*parts, strict=True)] or [torch.zeros(0, 0)]
+
+    def _may_grow(self, num_bytes: int) -> bool:
+        limit = self.limits.disk_bytes
+        return limit is None or self.usage() + num_bytes <= limit
 
     @contextmanager
     def _locked(self, key: MemoryKey, name: str) -> Iterator[None]:
         """Hold a source for writing; the system lets go of it when the process ends, however it does."""
+        if self.read_only:
+            raise BankError(
+                f"{self.folder} is open for reading only and {name} cannot be written there; "
+                "check permissions, or choose another memory folder"
+            )
         with open(self.folder / "locks" / f"{key.digest[:32]}.lock", "a+b") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -337,6 +457,7 @@ class Bank:
         for name in folders:
             if f"segments/{name}" not in known:
                 shutil.rmtree(self.folder / "segments" / name, ignore_errors=True)
+        self._snapshots.sweep()
 
 
 class Writer:
@@ -359,6 +480,10 @@ class Writer:
         self._start: Fraction | None = None
         self._stop: Fraction | None = None
         self._width: int | None = None
+        self._room: Room | None = None
+        """What makes room; None before the first span, and without limits."""
+        self._learnable: int | None = None
+        """Tokens of this model in the folder, which codecs could learn from; None if not counted."""
 
     @property
     def source_id(self) -> int:
@@ -388,7 +513,7 @@ class Writer:
                     raise BankError(
                         f"{source.name} is completely remembered (source {source.id}); use it, or remove it first"
                     )
-                last = catalog.last_span(source.id)
+                last, place = catalog.last_span(source.id), catalog.last_place(source.id)
                 self._source_id = source.id
                 self._start = last.start if last else None
                 self._stop = last.stop if last else None
@@ -397,7 +522,7 @@ class Writer:
                     bank.folder / source.folder,
                     key=self._key,
                     segment_bytes=bank._segment_bytes,
-                    last=(last.file, last.offset + last.num_bytes) if last else None,
+                    last=place,
                 )
             except BaseException:
                 self._lock.__exit__(None, None, None)
@@ -433,9 +558,15 @@ class Writer:
         if keys.ndim != 2 or (self._width is not None and keys.shape[1] != self._width):
             raise ValueError(f"keys must be (K, {self._width or 'Dk'}), got {keys.shape = }")
         keys = unit(keys[(keys != 0).any(dim=1)])
-        span = encode_span(tokens, start=start, stop=stop, key=self._key, keys=keys, codec=bank._codec)
+        codec, *layer_codecs = self._codecs(tokens)
+        span = encode_span(
+            tokens, start=start, stop=stop, key=self._key, keys=keys, codec=codec, layer_codecs=layer_codecs
+        )
+        self._check_limit(
+            segments.cost(span.data), log_bytes=bank._catalog.growth_bytes(keys), tokens=len(tokens), stop=stop
+        )
+        segments = self._opened()
         cost = segments.cost(span.data)
-        self._check_limit(cost + bank._catalog.growth_bytes(keys))
         with _reported(bank.folder):
             file, offset = segments.append(span.data)
             try:
@@ -455,8 +586,12 @@ class Writer:
             except Exception:  # not KeyboardInterrupt: it may come just after the commit, and the span is in then
                 segments.undo()
                 raise
+        if self._room is not None:
+            self._room.holding.added(file=file, num_bytes=len(span.data), disk_bytes=cost, tokens=len(tokens))
         self._start, self._stop, self._width = start, stop, keys.shape[1]
         self.notes += [note for note in span.notes if note not in self.notes]
+        if self._learnable is not None:
+            self._learnable += len(tokens)
 
     def finish(self, summary: Mapping[str, Any], *, duration: Fraction | None = None) -> None:
         """Mark the source complete; the writer takes no more spans.
@@ -472,22 +607,65 @@ class Writer:
         segments.close()
         self._segments = None
 
-    def _check_limit(self, cost: int) -> None:
-        """Refuse what could go beyond the limit, before anything is written."""
-        limit = self._bank.limits.disk_bytes
-        if limit is None:
+    def _codecs(self, tokens: VideoTokens) -> tuple[Codec, ...]:
+        """The codecs of the next span; they learn first, once the folder holds enough tokens of the model."""
+        bank, model = self._bank, self._key.model
+        width, num_layers = tokens.features.shape[1], len(tokens.layers)
+        wanted = bank.codecs.wanted(model, width=width, num_layers=num_layers)
+        if wanted:
+            if self._learnable is None:
+                self._learnable = sum(s.tokens for s in bank.sources() if s.key.model == model)
+            if self._learnable >= wanted:
+                first = bank._first_tokens(model, wanted)
+                self._learnable = len(first[0])
+                if len(first[0]) >= wanted:
+                    books = bank.codecs.learn(model, first)
+                    self._check_limit(sum(len(book.to_bytes()) for book in books))
+                    with _reported(bank.folder):
+                        bank.codecs.keep(books)
+        return bank.codecs.of(model, width=width, num_layers=num_layers)
+
+    def _check_limit(
+        self, disk_bytes: int, *, log_bytes: int = 0, tokens: int = 0, stop: Fraction | None = None
+    ) -> None:
+        """Make room within the limits, or refuse what goes beyond them, before anything is written."""
+        bank = self._bank
+        if not bank.limits.bounds_memory:
             return
-        used = self._bank.usage()
-        if used + cost > limit:
-            raise BankError(
-                f"memory in {self._bank.folder} may hold {limit} bytes, holds {used}, and needs {cost} more; remove "
-                "a source or raise the limit, then run the same again: it goes on after the last stored span"
-            )
+        if self._room is None:
+            source = bank._catalog.source_by_id(self._source_id)
+            if source is None:
+                raise BankError(f"{self._name} was removed from {bank.folder} while it was written; start again")
+            self._room = Room(bank, Holding(bank, source, self._segments))
+        holding = self._room.holding
+        before = holding.tokens
+        try:
+            with _reported(bank.folder):
+                self._room.make(disk_bytes=disk_bytes, log_bytes=log_bytes, tokens=tokens, stop=stop)
+        finally:
+            self._segments = holding.segments  # room was made in it: another file may be written now
+            if self._learnable is not None:
+                self._learnable -= before - holding.tokens
 
     def _opened(self) -> SegmentWriter:
         if self._segments is None:
             raise ValueError("this writer is not open: use it inside its with block, before finish")
         return self._segments
+
+
+def _writable(folder: Path) -> bool:
+    """Whether memory in a folder can be changed."""
+    names = ("", FILE_NAME, "segments", "locks")
+    return all(os.access(folder / name, os.W_OK) for name in names if (folder / name).exists())
+
+
+def _refuse_headless(folder: Path) -> None:
+    """Keep an empty catalogue from being put over segments that lost theirs."""
+    segments = folder / "segments"
+    if segments.is_dir() and bool(os.listdir(segments)):
+        raise BankError(
+            f"{folder} holds segments and no catalogue; rebuild it with: streamvid memory repair --memory {folder}"
+        )
 
 
 def _stamp(path: Path) -> tuple[str, int]:

@@ -96,5 +96,13 @@ def size_of(layers: Sequence[tuple[Tensor, Tensor]]) -> int:
     return sum(tensor.numel() * tensor.element_size() for pair in layers for tensor in pair)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all that is kept in a folder; 0 if there is none."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(folder))
+    except FileNotFoundError:
+        return 0
+
+
 def _crc(tensor: Tensor) -> int:
     return zlib.crc32(tensor.view(torch.uint8).reshape(-1).numpy().data)

@@ -3,7 +3,7 @@
 ::
 
     file    file header (key)  span  span  span ...
-    span    head: sizes, meta JSON, codec state | chunk | chunk | ... | retrieval keys
+    span    head: sizes, meta JSON, codec headers | chunk | chunk | ... | retrieval keys
     chunk   up to 64 token rows | crc32
     row     place, times, size, score | features | layer 0 | layer 1 ...
 
@@ -15,6 +15,9 @@ catalogue can be rebuilt; answering never reads them.
 
 This module knows bytes and files; which spans there are is the catalogue's to say.  All numbers are
 little-endian.
+
+Format 2 says for every block the size of its codec header and the codebook it needs; spans of format 1, which
+had neither, are read as before and may stand in one file with spans of format 2.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,20 +39,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamvid.errors import BankError
-from streamvid.memory.codec import CODECS, Bytes2D, Codec
+from streamvid.memory.codec import CODECS, Bytes2D, Codec, FolderCodecs
 from streamvid.memory.keys import MemoryKey
 from streamvid.tokens import VideoTokens
 
-VERSION = 1
+VERSION = 2
 CHUNK_ROWS = 64
 
 _FILE = struct.Struct("<8sHHII")
 """magic, version, 0, bytes of JSON, crc32 of all that and the JSON"""
 
 _SPAN = struct.Struct("<4sHHIIQI")
-"""magic, version, 0, bytes of meta, bytes of codec state, bytes of the whole span, crc32 of the head"""
+"""magic, version, 0, bytes of meta, bytes of codec headers, bytes of the whole span, crc32 of the head"""
 
 _CRC = struct.Struct("<I")
+
+KEY_BYTES = 1 << 20
+"""No key is larger; bounds what a damaged header can make us read."""
 
 _FILE_MAGIC = b"SVIDSEG\n"
 _SPAN_MAGIC = b"SPAN"
@@ -64,9 +71,15 @@ _ROW = np.dtype(
     ]
 )
 
+ROW_BYTES = _ROW.itemsize
+"""Of a token row besides its features and layers."""
+
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 }
+
+_HEADER_BYTES_1 = {"fp16": 0, "fp32": 0, "sq8": 8}
+"""Bytes a dimension of the codec headers of format 1, which did not say their sizes."""
 
 _KEYS_CHUNK = 0xFFFFFFFF
 """Stands for the chunk number in the checksum of the retrieval keys."""
@@ -103,6 +116,12 @@ class SpanHead:
     codecs: tuple[str, ...]
     """Of the features, then of each layer."""
 
+    books: tuple[str, ...]
+    """Digests of the codebooks they need, empty where none; in the same order."""
+
+    headers: tuple[bytes, ...]
+    """Codec headers, in the same order."""
+
     key_shape: tuple[int, int]
     """(K, Dk) of the retrieval keys."""
 
@@ -115,7 +134,6 @@ class SpanHead:
     num_bytes: int
     """Size of the whole span."""
 
-    state: bytes
     crc: int
 
     @property
@@ -131,8 +149,49 @@ def file_header(key: MemoryKey) -> bytes:
     return head + _CRC.pack(zlib.crc32(text, zlib.crc32(head))) + text
 
 
+def intact_header(data: bytes) -> bool:
+    """Whether a file begins with a header as written, even if in a format that cannot be read here."""
+    if len(data) < _FILE.size:
+        return False
+    magic, _, _, size, crc = _FILE.unpack_from(data)
+    text = data[_FILE.size : _FILE.size + size]
+    return bool(magic == _FILE_MAGIC and zlib.crc32(text, zlib.crc32(data[: _FILE.size - _CRC.size])) == crc)
+
+
+def header_key(path: Path) -> MemoryKey:
+    """The key that a segment file says it is of.
+
+    Raises:
+        BankError: if it cannot be read, or its header is not as written.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_FILE.size)
+            size = _FILE.unpack(data)[3] if len(data) == _FILE.size else 0
+            data += file.read(min(size, KEY_BYTES))
+    except OSError as error:
+        raise BankError(f"cannot read {path}: {error.strerror}; check permissions") from error
+    if not intact_header(data):
+        raise BankError(f"{path} does not begin as a segment file does: it is damaged or another program's")
+    return MemoryKey.from_json(data[_FILE.size :].decode("ascii"))
+
+
+def keys_copy(head: SpanHead, keys: Tensor) -> tuple[int, bytes]:
+    """Where in its file a span ends with the copy of its retrieval keys, and these bytes."""
+    data = keys.numpy().astype("<f4").tobytes()
+    data += _CRC.pack(_chunk_crc(data, head.crc, _KEYS_CHUNK))
+    return head.offset + head.num_bytes - len(data), data
+
+
 def encode_span(
-    tokens: VideoTokens, *, start: Fraction, stop: Fraction, key: MemoryKey, keys: Tensor, codec: Codec
+    tokens: VideoTokens,
+    *,
+    start: Fraction,
+    stop: Fraction,
+    key: MemoryKey,
+    keys: Tensor,
+    codec: Codec,
+    layer_codecs: Sequence[Codec] | None = None,
 ) -> EncodedSpan:
     """Lay out one span.
 
@@ -142,7 +201,8 @@ def encode_span(
         stop: seconds, exact; the span covers ``[start, stop)``.
         key: of the source the span belongs to.
         keys: (K, Dk) float32 retrieval keys.
-        codec: for features and layers.
+        codec: for the features.
+        layer_codecs: one for each layer; None: ``codec`` for all of them.
 
     Raises:
         ValueError: if a score is not a number, or a dtype is not one of float16, bfloat16, float32, float64.
@@ -158,27 +218,31 @@ def encode_span(
     table["row"] = order.numpy()
     for name in ("position", "pts_seconds", "duration_seconds", "size", "score"):
         table[name] = getattr(tokens, name).detach().cpu()[order].numpy()
-    blocks = [codec.encode(x.detach().cpu()[order]) for x in (tokens.features, *tokens.layers)]
+    codecs = (codec, *(layer_codecs if layer_codecs is not None else (codec,) * len(tokens.layers)))
+    values = (tokens.features, *tokens.layers)
+    blocks = [c.encode(x.detach().cpu()[order]) for c, x in zip(codecs, values, strict=True)]
     rows = np.concatenate([table.view(np.uint8).reshape(len(tokens), _ROW.itemsize), *(b.rows for b in blocks)], axis=1)
-    meta = json.dumps(
-        {
-            "key": key.digest,
-            "start": str(start),
-            "stop": str(stop),
-            "grid": list(tokens.grid),
-            "tokens": len(tokens),
-            "width": tokens.features.shape[1],
-            "dtype": dtype,
-            "codecs": [b.codec for b in blocks],
-            "keys": list(keys.shape),
-        },
-        sort_keys=True,
-        separators=(",", ":"),
-    ).encode("ascii")
+    meta = span_meta(
+        key=key,
+        start=start,
+        stop=stop,
+        grid=tokens.grid,
+        tokens=len(tokens),
+        width=tokens.features.shape[1],
+        dtype=dtype,
+        blocks=[(b.codec, len(b.header), b.book) for b in blocks],
+        keys=(keys.shape[0], keys.shape[1]),
+    )
     state = b"".join(b.header for b in blocks)
     trailer = keys.detach().cpu().numpy().astype("<f4").tobytes()
     chunks = range(0, len(tokens), CHUNK_ROWS)
-    total = _SPAN.size + len(meta) + len(state) + rows.size + _CRC.size * (len(chunks) + 1) + len(trailer)
+    total = span_bytes(
+        meta_bytes=len(meta),
+        header_bytes=len(state),
+        tokens=len(tokens),
+        row_bytes=rows.shape[1],
+        key_bytes=len(trailer),
+    )
     fixed = _SPAN.pack(_SPAN_MAGIC, VERSION, 0, len(meta), len(state), total, 0)[: -_CRC.size]
     crc = _head_crc(fixed, meta + state, key.digest)
     parts = [fixed, _CRC.pack(crc), meta, state]
@@ -192,19 +256,76 @@ def encode_span(
     return EncodedSpan(data, codec=blocks[0].codec, notes=notes)
 
 
+def span_meta(
+    *,
+    key: MemoryKey,
+    start: Fraction,
+    stop: Fraction,
+    grid: tuple[int, int, int],
+    tokens: int,
+    width: int,
+    dtype: str,
+    blocks: Sequence[tuple[str, int, str]],
+    keys: tuple[int, int],
+) -> bytes:
+    """What a span says about itself, as JSON.
+
+    Args:
+        key: of the source.
+        start: seconds, exact.
+        stop: seconds, exact.
+        grid: (T, H, W) before any reduction.
+        tokens: how many.
+        width: D.
+        dtype: of the features, as in ``float32``.
+        blocks: of the features, then of each layer: codec, bytes of its header, digest of its codebook or "".
+        keys: (K, Dk) of the retrieval keys.
+    """
+    meta = {
+        "key": key.digest,
+        "start": str(start),
+        "stop": str(stop),
+        "grid": list(grid),
+        "tokens": tokens,
+        "width": width,
+        "dtype": dtype,
+        "codecs": [codec for codec, _, _ in blocks],
+        "headers": [size for _, size, _ in blocks],
+        "books": [book for _, _, book in blocks],
+        "keys": list(keys),
+    }
+    return json.dumps(meta, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def span_bytes(*, meta_bytes: int, header_bytes: int, tokens: int, row_bytes: int, key_bytes: int) -> int:
+    """Size of a span, exactly.
+
+    Args:
+        meta_bytes: of `span_meta`.
+        header_bytes: of all codec headers.
+        tokens: how many.
+        row_bytes: of a whole token row: `ROW_BYTES`, then one row of each codec.
+        key_bytes: of the retrieval keys.
+    """
+    chunks = -(-tokens // CHUNK_ROWS)
+    return _SPAN.size + meta_bytes + header_bytes + tokens * row_bytes + _CRC.size * (chunks + 1) + key_bytes
+
+
 class SegmentReader:
     """Reads spans of one segment file; a context manager.
 
     Args:
         path: the file.
         key: of the source it must belong to.
+        codecs: of the memory folder; needed to read spans that name a codebook.
 
     Raises:
         BankError: if the file is missing, damaged, or another source's.
     """
 
-    def __init__(self, path: Path, *, key: MemoryKey) -> None:
+    def __init__(self, path: Path, *, key: MemoryKey, codecs: FolderCodecs | None = None) -> None:
         self.path = path
+        self._codecs = codecs
         self.bytes_read = 0
         self._digest = key.digest
         try:
@@ -244,6 +365,16 @@ class SegmentReader:
         if _head_crc(fixed[: -_CRC.size], text, self._digest) != crc:
             raise self._damaged(offset, "the head does not match its checksum")
         meta: dict[str, Any] = json.loads(text[:meta_bytes])
+        unknown = [name for name in meta["codecs"] if name not in CODECS]
+        if unknown:
+            raise BankError(
+                f"{self.path} holds features stored as {unknown[0]}, which this streamvid cannot read; update streamvid"
+            )
+        if version == 1:
+            sizes = [_HEADER_BYTES_1[name] * meta["width"] for name in meta["codecs"]]
+        else:
+            sizes = meta["headers"]
+        ends = [meta_bytes + sum(sizes[: i + 1]) for i in range(len(sizes))]
         return SpanHead(
             start=Fraction(meta["start"]),
             stop=Fraction(meta["stop"]),
@@ -252,11 +383,12 @@ class SegmentReader:
             width=meta["width"],
             dtype=_DTYPES[meta["dtype"]],
             codecs=tuple(meta["codecs"]),
+            books=tuple(meta.get("books", [""] * len(sizes))),
+            headers=tuple(text[end - size : end] for end, size in zip(ends, sizes, strict=True)),
             key_shape=(meta["keys"][0], meta["keys"][1]),
             offset=offset,
             rows_offset=offset + _SPAN.size + len(text),
             num_bytes=total,
-            state=text[meta_bytes:],
             crc=crc,
         )
 
@@ -279,13 +411,12 @@ class SegmentReader:
         order = np.argsort(table["row"], kind="stable")
         table, rows = table[order], rows[order]
         features = []
-        place, used = _ROW.itemsize, 0
-        for name in head.codecs:
-            codec = CODECS[name]
-            wide, state = codec.row_bytes(head.width), codec.header_bytes(head.width)
-            block = codec.decode(head.state[used : used + state], rows[:, place : place + wide], width=head.width)
-            features.append(block.to(head.dtype))
-            place, used = place + wide, used + state
+        place = _ROW.itemsize
+        for name, book, header in zip(head.codecs, head.books, head.headers, strict=True):
+            codec = self._codec(name, book)
+            wide = codec.row_bytes(head.width)
+            features.append(codec.decode(header, rows[:, place : place + wide], width=head.width).to(head.dtype))
+            place += wide
         return VideoTokens(
             features=features[0],
             layers=tuple(features[1:]),
@@ -316,6 +447,47 @@ class SegmentReader:
         self.read(offset)
         self.keys(offset)
         return self.head(offset)
+
+    def intact_head(self, offset: int) -> bool:
+        """Whether the head at ``offset`` is as written, even if in a format that cannot be read here."""
+        try:
+            fixed = self._bytes(offset, _SPAN.size, span=offset)
+            magic, _, _, meta_bytes, state_bytes, _, crc = _SPAN.unpack(fixed)
+            text = self._bytes(offset + _SPAN.size, meta_bytes + state_bytes, span=offset)
+        except BankError:
+            return False
+        return bool(magic == _SPAN_MAGIC and _head_crc(fixed[: -_CRC.size], text, self._digest) == crc)
+
+    def check(self, head: SpanHead) -> None:
+        """Read every token byte of a span and compare checksums, a chunk at a time; decodes nothing.
+
+        Args:
+            head: of the span, from this reader.
+
+        Raises:
+            BankError: if one byte is not as written.
+        """
+        num_chunks = -(-head.tokens // CHUNK_ROWS)
+        tail = 4 * head.key_shape[0] * head.key_shape[1] + _CRC.size
+        rows = head.offset + head.num_bytes - tail - head.rows_offset - _CRC.size * num_chunks
+        if rows < 0 or (rows % head.tokens if head.tokens else rows):
+            raise self._damaged(head.offset, "its parts do not add up to its size")
+        place = head.rows_offset
+        for number in range(num_chunks):
+            count = min(CHUNK_ROWS, head.tokens - number * CHUNK_ROWS)
+            size = rows // head.tokens * count
+            data = self._bytes(place, size + _CRC.size, span=head.offset)
+            if _CRC.unpack(data[size:])[0] != _chunk_crc(memoryview(data)[:size], head.crc, number):
+                first = number * CHUNK_ROWS
+                raise self._damaged(head.offset, f"tokens {first} to {first + count - 1} do not match their checksum")
+            place += len(data)
+
+    def _codec(self, name: str, book: str) -> Codec:
+        if not book:
+            return CODECS[name]
+        if self._codecs is None:
+            raise ValueError(f"{self.path} names a codebook: open it with the codecs of its memory folder")
+        return self._codecs.codec(name, book)
 
     def _rows(self, head: SpanHead, count: int) -> Bytes2D:
         """(count, row bytes): the first rows, checked chunk by chunk, from one read."""

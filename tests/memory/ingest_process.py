@@ -3,23 +3,32 @@
 First a whole source is ingested into ``FOLDER/live``, for the test to read meanwhile.  Then, for each way
 to die, a child ingests into a memory of its own and is killed by SIGKILL there; one JSON line per child
 says the folder and how many spans had been appended.
+
+``python -m tests.memory.ingest_process FOLDER KILLS SEED``: a writer is killed at so many random moments, each
+time looked after, and the next goes on; one JSON line says what was found.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
+import time
 from pathlib import Path
+
+import torch
 
 from streamvid.memory import segments
 from streamvid.memory.bank import Bank
-from streamvid.memory.catalog import Catalog
-from tests.memory.spans import KEY, append, store
+from streamvid.memory.care import verify
+from streamvid.memory.catalog import Catalog, State
+from tests.memory.spans import KEY, append, span_times, store
 
 SPANS = 5
 LIVE_SPANS = 60
+RANDOM_SPANS = 24
 
 WAYS = ("mid_write", "written", "synced", "in_transaction", "committed")
 
@@ -51,14 +60,93 @@ def ingest(folder: Path, way: str, at: int) -> None:
             die()
 
     segments.write_at, Catalog.add_span = write, add  # type: ignore[assignment, method-assign]
-    with Bank.open(folder, segment_bytes=20_000) as bank, bank.writer(KEY, path="/v/a.mp4", name="a.mp4") as writer:
+    with (
+        Bank.open(folder, codec="fp16", segment_bytes=20_000) as bank,
+        bank.writer(KEY, path="v", name="a.mp4") as writer,
+    ):
         for count in range(SPANS):
             append(writer, count)
 
 
+def write_on(folder: Path, acknowledge: int) -> None:
+    """Append what is missing of `RANDOM_SPANS`; a byte to ``acknowledge`` when an append has returned."""
+    with Bank.open(folder, codec="fp16", segment_bytes=20_000) as bank:
+        with bank.writer(KEY, path="/v/a.mp4", name="a.mp4") as writer:
+            done = 0 if writer.stop is None else [span_times(n)[1] for n in range(RANDOM_SPANS)].index(writer.stop) + 1
+            for number in range(done, RANDOM_SPANS):
+                append(writer, number)
+                os.write(acknowledge, b"x")
+            writer.finish({})
+
+
+def looked_after(folder: Path, promised: int) -> tuple[int, list[str]]:
+    """How many spans there are, and everything that is not as it should be."""
+    with Bank.open(folder, codec="fp16") as bank:
+        source = bank.find(KEY)
+        seen = verify(bank)
+        wrong = [p.text for p in seen.problems]
+        spans = bank.spans(source.id) if source is not None else []
+        if not promised <= len(spans) <= promised + 1:
+            wrong.append(f"{promised} spans were promised and {len(spans)} are there")
+        if [(s.start, s.stop) for s in spans] != [span_times(n) for n in range(len(spans))]:
+            wrong.append("times are not as written")
+        if spans:
+            bank.read([(spans[-1], spans[-1].tokens)])
+        return len(spans), wrong
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((folder / "segments").rglob("*.seg"))}
+
+
+def kill_at_random(base: Path, kills: int, seed: int) -> dict[str, object]:
+    torch.set_num_threads(1)
+    choose = random.Random(seed)
+    null = os.open(os.devnull, os.O_WRONLY)
+    began = time.monotonic()
+    write_on(base / "whole", null)
+    took = time.monotonic() - began
+    whole = files(base / "whole")
+    wrong: list[str] = []
+    killed = finished = unpromised = run = 0
+    stored = 0
+    while killed < kills:
+        folder = base / str(run)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(read)
+            write_on(folder, write)
+            os._exit(0)
+        os.close(write)
+        time.sleep(choose.uniform(0, took / 2))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        with os.fdopen(read, "rb") as pipe:
+            promised = stored + len(pipe.read())
+        killed += os.WIFSIGNALED(status)
+        stored, found = looked_after(folder, promised)
+        unpromised += stored - promised
+        wrong += found
+        if not os.WIFSIGNALED(status) or stored == RANDOM_SPANS:
+            if os.WIFSIGNALED(status):
+                with Bank.open(folder) as bank:
+                    source = bank.find(KEY)
+                    done = source is not None and source.state is State.COMPLETE
+                if not done:
+                    write_on(folder, null)
+            if files(folder) != whole:
+                wrong.append(f"{folder}: not the same as written without a break")
+            finished, run, stored = finished + 1, run + 1, 0
+    return {"kills": killed, "finished": finished, "unpromised": unpromised, "wrong": wrong}
+
+
 def main() -> None:
     base = Path(sys.argv[1])
-    with Bank.open(base / "live") as bank:
+    if len(sys.argv) > 2:
+        print(json.dumps(kill_at_random(base, int(sys.argv[2]), int(sys.argv[3]))))
+        return
+    with Bank.open(base / "live", codec="fp16") as bank:
         store(bank, KEY, range(LIVE_SPANS))
     for way in WAYS:
         for at in (0, 3):

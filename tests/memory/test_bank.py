@@ -42,7 +42,7 @@ def one_line(caught: pytest.ExceptionInfo[BankError]) -> str:
 
 
 def test_what_is_stored_is_there_in_the_next_bank(tmp_path: Path) -> None:
-    with Bank.open(tmp_path / "deep" / "memory") as bank:
+    with Bank.open(tmp_path / "deep" / "memory", codec="fp16") as bank:
         source_id = store(bank, KEY, range(3))
     with Bank.open(tmp_path / "deep" / "memory", create=False) as bank:
         source = bank.find(KEY)
@@ -56,7 +56,7 @@ def test_what_is_stored_is_there_in_the_next_bank(tmp_path: Path) -> None:
 
 
 def test_read_gives_what_was_asked_in_the_order_asked(tmp_path: Path) -> None:
-    with Bank.open(tmp_path, segment_bytes=20_000) as bank:
+    with Bank.open(tmp_path, codec="fp16", segment_bytes=20_000) as bank:
         source_id = store(bank, KEY, range(5))
         spans = bank.spans(source_id)
         assert len({s.file for s in spans}) > 1
@@ -70,7 +70,7 @@ def test_read_gives_what_was_asked_in_the_order_asked(tmp_path: Path) -> None:
 def test_smaller_budgets_read_fewer_bytes(tmp_path: Path) -> None:
     read = []
     for count in (10, 64, 100):
-        with Bank.open(tmp_path) as bank:
+        with Bank.open(tmp_path, codec="fp16") as bank:
             source = bank.find(KEY)
             source_id = store(bank, KEY, range(4)) if source is None else source.id
             bank.read([(span, count) for span in bank.spans(source_id)])
@@ -118,7 +118,7 @@ def test_index_without_faiss_is_flat_and_says_so_once(tmp_path: Path, monkeypatc
 def test_red_never_answers_for_blue(tmp_path: Path) -> None:
     """Two sources of one name, size, length and times, told apart by content alone."""
     red, blue = source_key("red"), source_key("blue")
-    with Bank.open(tmp_path) as bank:
+    with Bank.open(tmp_path, codec="fp16") as bank:
         ids = {"red": store(bank, red, range(3), seed=0), "blue": store(bank, blue, range(3), seed=500)}
         for name, key, seed in (("red", red, 0), ("blue", blue, 500)):
             source = bank.find(key)
@@ -173,7 +173,7 @@ def test_killed_at_any_point_keeps_what_was_stored_and_goes_on(ingesting: tuple[
     cases = [json.loads(line) for line in output.splitlines()]
     assert len(cases) == 10 and all(case["killed"] for case in cases)
     for case in cases:
-        with Bank.open(Path(case["folder"]), segment_bytes=20_000) as bank:
+        with Bank.open(Path(case["folder"]), codec="fp16", segment_bytes=20_000) as bank:
             source = bank.find(KEY)
             assert source is not None and source.state is State.OPEN
             assert source.spans == case["stored"], case
@@ -239,7 +239,7 @@ def test_writer_checks_what_it_is_given(tmp_path: Path) -> None:
 
 
 def test_note_when_features_are_beyond_fp16(tmp_path: Path) -> None:
-    with Bank.open(tmp_path) as bank, bank.writer(KEY, path="a", name="a") as writer:
+    with Bank.open(tmp_path, codec="fp16") as bank, bank.writer(KEY, path="a", name="a") as writer:
         for number in range(2):
             tokens = span_tokens(number)
             tokens.features[0, 0] = 1e6
@@ -280,7 +280,7 @@ def test_full_disk_loses_nothing_and_goes_on_later(tmp_path: Path, monkeypatch: 
         real(fd, data[:777], offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with Bank.open(tmp_path) as bank, bank.writer(KEY, path="a", name="a") as writer:
+    with Bank.open(tmp_path, codec="fp16") as bank, bank.writer(KEY, path="a", name="a") as writer:
         append(writer, 0)
         used = bank.usage()
         with monkeypatch.context() as patch:
@@ -298,7 +298,7 @@ def test_full_disk_loses_nothing_and_goes_on_later(tmp_path: Path, monkeypatch: 
 
 def test_full_disk_in_the_catalogue_takes_the_span_back(tmp_path: Path) -> None:
     """SQLite itself refuses to grow, as it does on a full disk."""
-    with Bank.open(tmp_path) as bank, bank.writer(KEY, path="a", name="a") as writer:
+    with Bank.open(tmp_path, codec="fp16") as bank, bank.writer(KEY, path="a", name="a") as writer:
         append(writer, 0)
         file = next(tmp_path.rglob("*.seg"))
         held = file.stat().st_size
@@ -320,6 +320,7 @@ def test_full_disk_in_the_catalogue_takes_the_span_back(tmp_path: Path) -> None:
 
 
 def test_disk_limit_is_checked_before_writing(tmp_path: Path) -> None:
+    """Of a source that is kept whole; others make room, see `test_bounds`."""
     with Bank.open(tmp_path) as bank:
         limit = bank.usage() + 1_000_000
     with Bank.open(tmp_path, limits=Limits(disk_bytes=limit)) as bank:
@@ -327,6 +328,7 @@ def test_disk_limit_is_checked_before_writing(tmp_path: Path) -> None:
             with pytest.raises(BankError, match=f"may hold {limit} bytes, holds") as caught:
                 for number in range(1000):
                     append(writer, number)
+                    bank.pin(writer.source_id)
             assert "raise the limit" in one_line(caught)
             stored = bank.spans(writer.source_id)
         assert limit // 3 < bank.usage() <= limit

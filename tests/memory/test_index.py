@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamvid.errors import MissingExtra
 from streamvid.memory import faiss_index
@@ -66,6 +68,52 @@ def test_empty_index_finds_nothing(kind: type[Index]) -> None:
 def test_keys_without_a_direction_are_refused(kind: type[Index], bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="finite and not all zero"):
         kind(12).add(torch.tensor([1]), bad)
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_adding_and_removing_in_any_order_leaves_what_is_left(kind: type[Index], data: st.DataObject) -> None:
+    index, left = kind(12), {}
+    number = 0
+    for _ in range(data.draw(st.integers(1, 8))):
+        if data.draw(st.booleans()):
+            ids = torch.tensor(data.draw(st.lists(st.integers(0, 9), max_size=6)), dtype=torch.int64)
+            vectors = keys(len(ids), seed=number)
+            index.add(ids, vectors)
+            left |= {(number, row): (int(i), vectors[row]) for row, i in enumerate(ids)}
+        else:
+            gone = data.draw(st.lists(st.integers(0, 12), max_size=4))
+            before = len(left)
+            left = {place: pair for place, pair in left.items() if pair[0] not in gone}
+            assert index.remove(torch.tensor(gone, dtype=torch.int64)) == before - len(left)
+        number += 1
+        assert len(index) == len(left)
+        assert index.ids().tolist() == sorted({i for i, _ in left.values()})
+    query = keys(1, seed=77)[0]
+    best: dict[int, float] = {}
+    for i, vector in left.values():
+        best[i] = max(best.get(i, -2.0), float(torch.nn.functional.cosine_similarity(vector, query, dim=0)))
+    found, similarity = index.search(query, 20)
+    assert {int(i): float(s) for i, s in zip(found, similarity, strict=True)} == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+def test_added_one_by_one_is_added_at_once(kind: type[Index]) -> None:
+    vectors, one, all_at_once = keys(300), kind(12), kind(12)
+    for number in range(300):
+        one.add(torch.tensor([number]), vectors[number : number + 1])
+    all_at_once.add(torch.arange(300), vectors)
+    for query in keys(5, seed=9):
+        for a, b in zip(one.search(query, 10), all_at_once.search(query, 10), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_equal_keys_stand_in_the_order_they_were_added() -> None:
+    index = FlatIndex(12)
+    index.add(torch.arange(100).flip(0), torch.ones(100, 12))
+    index.add(torch.tensor([200]), -torch.ones(1, 12))
+    assert index.search(torch.ones(12), 5)[0].tolist() == [99, 98, 97, 96, 95]
 
 
 def test_missing_faiss_gives_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

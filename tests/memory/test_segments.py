@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from streamvid.errors import BankError
-from streamvid.memory.codec import CODECS
+from streamvid.memory import segments
+from streamvid.memory.codebooks import Codebooks
+from streamvid.memory.codec import CODECS, CodecSetting, FolderCodecs
 from streamvid.memory.segments import CHUNK_ROWS, SegmentReader, SegmentWriter, encode_span
 from tests.memory.spans import KEY, assert_same, best, source_key, span_keys, span_times, span_tokens
 
@@ -155,6 +157,106 @@ def test_wide_values_are_kept_and_noted() -> None:
     start, stop = span_times(0)
     span = encode_span(tokens, start=start, stop=stop, key=KEY, keys=span_keys(0), codec=CODECS["fp16"])
     assert span.codec == "fp32" and len(span.notes) == 1
+
+
+def test_format_1_is_read_as_it_was_written() -> None:
+    """``format_1.seg`` was written by the last version of format 1: spans 0, 1 and 2 as fp32, fp16 and sq8."""
+    with SegmentReader(Path(__file__).with_name("format_1.seg"), key=KEY) as reader:
+        for number, (offset, codec) in enumerate([(325, "fp32"), (981, "fp16"), (1564, "sq8")]):
+            true = span_tokens(number, count=5, width=4)
+            head = reader.verify(offset)
+            assert head.codecs == (codec, codec) and head.books == ("", "") and head.start == span_times(number)[0]
+            assert [len(h) for h in head.headers] == [32 if codec == "sq8" else 0] * 2
+            assert torch.equal(reader.keys(offset), span_keys(number))
+            for count in (0, 3, 5):
+                got = reader.read(offset, tokens=count)
+                want = best(true, count)
+                if codec != "sq8":
+                    assert_same(got, want)
+                    continue
+                assert torch.equal(got.position, want.position) and torch.equal(got.score, want.score)
+                for x, y in zip((got.features, *got.layers), (want.features, *want.layers), strict=True):
+                    whole = (true.features, *true.layers)
+                    step = max(float(w.max() - w.min()) for w in whole) / 255
+                    torch.testing.assert_close(x, y, rtol=0, atol=0.51 * step)
+
+
+def test_spans_of_both_formats_stand_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "000000.seg"
+    path.write_bytes(Path(__file__).with_name("format_1.seg").read_bytes())
+    end = path.stat().st_size
+    writer = SegmentWriter(tmp_path, key=KEY, segment_bytes=1 << 20, last=("000000.seg", end))
+    assert writer.append(encoded(3)) == ("000000.seg", end)
+    writer.close()
+    with SegmentReader(path, key=KEY) as reader:
+        assert_same(reader.read(981), span_tokens(1, count=5, width=4))
+        assert_same(reader.read(end), span_tokens(3))
+
+
+def test_a_newer_format_and_an_unknown_codec_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "VERSION", 3)
+    [(path, offset)] = write(tmp_path / "a", encoded())
+    monkeypatch.undo()
+    with pytest.raises(BankError, match="has format 3 and this streamvid reads up to 2"):
+        SegmentReader(path, key=KEY)
+    monkeypatch.setitem(CODECS, "fp24", CODECS["fp32"])
+    monkeypatch.setattr(CODECS["fp32"], "name", "fp24", raising=False)
+    [(path, offset)] = write(tmp_path / "b", encoded(codec="fp24"))
+    monkeypatch.undo()
+    with SegmentReader(path, key=KEY) as reader, pytest.raises(BankError, match="stored as fp24"):
+        reader.read(offset)
+
+
+def test_features_and_layers_have_codecs_of_their_own(tmp_path: Path) -> None:
+    tokens = span_tokens(0, num_layers=2)
+    start, stop = span_times(0)
+    data = encode_span(
+        tokens,
+        start=start,
+        stop=stop,
+        key=KEY,
+        keys=span_keys(0),
+        codec=CODECS["fp16"],
+        layer_codecs=[CODECS["sq8"], CODECS["sq4"]],
+    ).data
+    [(path, offset)] = write(tmp_path, data)
+    with SegmentReader(path, key=KEY) as reader:
+        head, got = reader.head(offset), reader.read(offset, tokens=70)
+    assert head.codecs == ("fp16", "sq8", "sq4") and [len(h) for h in head.headers] == [0, 64, 64]
+    assert head.row_bytes == 40 + 32 + 16 + 8
+    want = best(tokens, 70)
+    assert torch.equal(got.features, want.features)
+    fine, coarse = ((a - b).abs().max() for a, b in zip(got.layers, want.layers, strict=True))
+    assert 0 < fine < 0.02 < coarse < 0.3
+
+
+def test_spans_name_their_codebooks(tmp_path: Path) -> None:
+    """What a span needs to be decoded is in its head, so a reader without the folder says so and guesses nothing."""
+    codecs = FolderCodecs(CodecSetting.parse("sq8+pq"), Codebooks(tmp_path / "codebooks"))
+    many = span_tokens(5, count=128)
+    blocks = [x.repeat(33, 1) for x in (many.features, *many.layers)]
+    codecs.keep(codecs.learn("m", blocks))
+    codec, *layers = codecs.of("m", width=16, num_layers=1)
+    tokens = span_tokens(5, count=128)
+    start, stop = span_times(0)
+    data = encode_span(
+        tokens, start=start, stop=stop, key=KEY, keys=span_keys(0), codec=codec, layer_codecs=layers
+    ).data
+    [(path, offset)] = write(tmp_path / "segments", data)
+    fresh = FolderCodecs(CodecSetting.parse("fp16"), Codebooks(tmp_path / "codebooks"))
+    with SegmentReader(path, key=KEY, codecs=fresh) as reader:
+        head = reader.verify(offset)
+        assert head.books == (codec.digest, layers[0].digest) and head.headers == (b"", b"")
+        whole, part = reader.read(offset), reader.read(offset, tokens=20)
+    order = torch.argsort(tokens.score, descending=True, stable=True)[:20].sort().values
+    assert torch.equal(part.features, whole.features[order]) and torch.equal(part.layers[0], whole.layers[0][order])
+    assert float((whole.features - tokens.features).abs().max()) < 0.02
+    assert torch.cosine_similarity(whole.layers[0], tokens.layers[0]).mean() > 0.95
+    with (
+        SegmentReader(path, key=KEY) as reader,
+        pytest.raises(ValueError, match="with the codecs of its memory"),
+    ):
+        reader.read(offset)
 
 
 def test_scores_must_be_numbers() -> None:

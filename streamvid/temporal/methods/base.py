@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from streamvid.budget import Budget
+from streamvid.errors import UnsupportedError
 from streamvid.reduction import Reduction
 from streamvid.signals import Signal, Signals
 from streamvid.tokens import VideoTokens
@@ -224,11 +225,50 @@ class MemoryView:
     """(S,) float32 of each span's best key to the question, as the memory's index finds it, higher is
     better; None where there is no question vector."""
 
+    attention: Callable[[Tensor, int, float], Tensor] | None = None
+    """How much the model itself looks at spans when it reads the question.  Call with rows (M,) int64, tokens
+    to show of each span (its best ones) and how deep to read, 0..1 of the layers; get (M,) float32, higher is
+    better.  Computed on demand, a bounded number of tokens at a time; None where there is no model to ask."""
+
+    def relevance(self, question: Tensor | None) -> Tensor | None:
+        """(S,) float32 ``similarity``, or from the keys where it is not given; None without a question or keys."""
+        if question is None or not self.keys.shape[-1]:
+            return None
+        if self.similarity is not None:
+            return self.similarity
+        return (self.keys @ question.float()).amax(1)
+
+    def select(self, rows: Tensor) -> MemoryView:
+        """Only these spans; rows (M,) int64, rising."""
+        attention = self.attention
+        return MemoryView(
+            start_seconds=self.start_seconds[rows],
+            stop_seconds=self.stop_seconds[rows],
+            tokens=self.tokens[rows],
+            keys=self.keys[rows],
+            similarity=None if self.similarity is None else self.similarity[rows],
+            attention=None if attention is None else lambda some, each, depth: attention(rows[some], each, depth),
+        )
+
 
 class MemoryMethod(Method):
-    """Decides how a budget of tokens is spent on remembered spans."""
+    """Decides how a budget of tokens is spent on remembered spans; some also how old ones are made smaller."""
 
     stage = Stage.MEMORY
+
+    def consolidate(self, tokens: VideoTokens, count: int) -> Reduction:
+        """What becomes of the tokens of neighbouring spans, (N,) in time order, when room is needed.
+
+        Args:
+            tokens: of both spans; frames that become one have the same frame number.
+            count: how many tokens may be left, >= 1.
+
+        Raises:
+            UnsupportedError: if the method only recalls.
+        """
+        raise UnsupportedError(
+            f"{type(self).__name__} recalls and does not make memory smaller; merge_time does: leave the other out"
+        )
 
     @abstractmethod
     def recall(self, memory: MemoryView, budget: int, signals: Signals) -> Tensor:
