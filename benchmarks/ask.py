@@ -48,7 +48,7 @@ def worker(row: str, video: Path, memory: Path, threads: int) -> dict[str, objec
     if row == "transformers":
         loaded = load(request, lambda text: None)
         out["load_seconds"] = time.perf_counter() - born
-        out |= _by_hand(loaded.adapter, video)
+        out |= by_hand(loaded.adapter, video, QUESTIONS[0], 256)
     else:
         with open_ask(video, request, lambda text: None) as opened:
             out["load_seconds"] = time.perf_counter() - born
@@ -71,8 +71,8 @@ def worker(row: str, video: Path, memory: Path, threads: int) -> dict[str, objec
     return out
 
 
-def _by_hand(adapter: object, video: Path) -> dict[str, object]:
-    """The model card's way: decode all, sample by index, pixels in, ``generate``."""
+def by_hand(adapter: object, video: Path, question: str, new: int) -> dict[str, object]:
+    """The model card's way: decode all, sample by index, pixels in, ``generate`` at most ``new`` tokens."""
     from fractions import Fraction
 
     import av
@@ -106,7 +106,7 @@ def _by_hand(adapter: object, video: Path) -> dict[str, object]:
     per_frame = view.grid[1] * view.grid[2]
     frames = "".join(adapter.stamp(t, 1.0) + opening + pad * per_frame + closing for t in range(view.grid[0]))
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": QUESTIONS[0]}]}],
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}],
         add_generation_prompt=True,
         tokenize=False,
     ).replace(opening + pad + closing, frames)
@@ -118,14 +118,20 @@ def _by_hand(adapter: object, video: Path) -> dict[str, object]:
             pixel_values_videos=patches,
             video_grid_thw=grid,
             mm_token_type_ids=(ids == model.config.video_token_id).int() * 2,
-            max_new_tokens=256,
+            max_new_tokens=new,
             do_sample=False,
         )
     stages["generate"] = time.perf_counter() - mark
     answer = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
     tokens = view.grid[0] * per_frame
+    from streamvid.session import peak_rss_bytes
+
     return {
         "seconds": time.perf_counter() - began,
+        "first_seconds": time.perf_counter() - began,
+        "prompt_tokens": ids.shape[1],
+        "reused_tokens": 0,
+        "peak_rss_bytes": peak_rss_bytes(),
         "answer": answer.strip(),
         "tokens_given": tokens,
         "tokens_encoded": tokens,

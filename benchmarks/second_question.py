@@ -44,7 +44,8 @@ def make_wide(folder: Path, layers: int) -> None:
     from streamvid.models.checkpoints import toy_folder
 
     tokenizer = AutoTokenizer.from_pretrained(toy_folder())
-    ids = {t: tokenizer.convert_tokens_to_ids(t) for t in tokenizer.all_special_tokens}
+    marks = ("<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in marks}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": layers,

@@ -29,6 +29,26 @@ class GivenSpan:
     stored: int
     """Tokens the memory holds of it."""
 
+    attention: float | None = None
+    """What the model itself paid it when it read the question, higher is more; None when recall did not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeFilter:
+    """What the question said about time, and what it did to recall."""
+
+    ranges: list[tuple[float, float]]
+    """[start, stop) in seconds that recall was held to."""
+
+    words: list[str]
+    """The expressions, as they stand in the question."""
+
+    notes: list[str]
+    """How they were read."""
+
+    spans: int
+    """Remembered spans inside; 0: nothing is remembered of that time, and nothing was given."""
+
 
 @dataclass(slots=True)
 class Receipt:
@@ -82,15 +102,27 @@ class Receipt:
     tokens_last_layer: int = 0
     budget: int = 0
     recall: str = ""
+    index: str = ""
+    """What searched the memory, and why that."""
+
+    recall_settings: dict[str, object] = field(default_factory=dict)
+    time: TimeFilter | None = None
+    """None where the question names no time."""
+
     spans: list[GivenSpan] = field(default_factory=list)
     stages: list[StageCost] = field(default_factory=list)
     methods: list[dict[str, object]] = field(default_factory=list)
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Tokens of the prompt whose keys and values an earlier question had left."""
+
     new_tokens: int = 0
     stopped: str = ""
     memory_bytes: int = 0
     peak_rss_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    passing: list[str] = field(default_factory=list)
+    """Those of the warnings that concern this one question and not the next."""
 
     def stage(self, name: str) -> StageCost:
         """The account of a stage, opened when first named."""
@@ -100,10 +132,12 @@ class Receipt:
         self.stages.append(StageCost(name))
         return self.stages[-1]
 
-    def warn(self, text: str) -> None:
-        """Note a request that could not be honoured, once."""
+    def warn(self, text: str, *, passing: bool = False) -> None:
+        """Note a request that could not be honoured, once; ``passing`` if it concerns this question alone."""
         if text not in self.warnings:
             self.warnings.append(text)
+            if passing:
+                self.passing.append(text)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; seconds rounded to the millisecond."""
@@ -123,8 +157,17 @@ class Receipt:
                 f" ({', '.join(f'{c.name} {c.seconds:.2f}' for c in self.stages if c.seconds >= 0.005)})"
                 if seconds
                 else ""
+            )
+            + (
+                f"; {self.reused_tokens:,} of {self.prompt_tokens:,} prompt tokens reused" if self.reused_tokens else ""
             ),
         ]
+        if self.time is not None:
+            held = ", ".join(f"{start:.1f}-{stop:.1f} s" for start, stop in self.time.ranges)
+            said = " and ".join(f'"{words}"' for words in self.time.words)
+            lines.append(
+                f"time: {held} ({'; '.join([said, *self.time.notes])}), {self.time.spans} spans remembered of it"
+            )
         lines += [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)
 

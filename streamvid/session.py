@@ -6,7 +6,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -14,16 +16,20 @@ import torch
 from torch import Tensor
 
 from streamvid.budget import Limits
-from streamvid.errors import SettingsError, UnsupportedError
+from streamvid.errors import BankError, SettingsError, UnsupportedError
 from streamvid.frames import Clip
 from streamvid.memory.bank import Bank, Writer
 from streamvid.memory.catalog import SourceRecord, SpanRecord
+from streamvid.memory.kv import KeptKv
 from streamvid.models.adapter import Adapter, GenerationStats
 from streamvid.models.pixels import tubelet_times
-from streamvid.query.evidence import Moment, cite
-from streamvid.receipt import GivenSpan, Receipt
+from streamvid.models.prefix import Prefix
+from streamvid.query.evidence import Moment, cite, clock
+from streamvid.query.looking import Looking, Seen
+from streamvid.query.when import Range, When, understand
+from streamvid.receipt import GivenSpan, Receipt, TimeFilter
 from streamvid.signals import Signal, Signals
-from streamvid.temporal.methods.base import MemoryMethod
+from streamvid.temporal.methods.base import MemoryMethod, MemoryView
 from streamvid.temporal.methods.compose import DEFAULT, Chain
 from streamvid.temporal.methods.memory.hybrid import Hybrid
 from streamvid.temporal.methods.registry import method_id
@@ -34,6 +40,9 @@ if TYPE_CHECKING:
 
 HOST_SIGNALS = frozenset({Signal.RECEIVED_ATTENTION, Signal.FRAME_FEATURES})
 """Signals every adapter can give."""
+
+LOOKED_AT_TOKENS = 512
+"""Visual tokens in one pass when the model is asked which spans it looks at: bounds what that pass holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ class Session:
         limits: hard limits.
         span_frames: temporal patches remembered together; smaller finds moments more finely and
             costs more rows in the catalogue.
+        keep_kv: keep what the language model computed for the video beside the memory, for the next question in
+            any process; methods inside the language model are left out, as what they leave depends on the question.
 
     Raises:
         SettingsError: if a method needs a signal this model cannot give.
@@ -75,18 +86,26 @@ class Session:
         recall: MemoryMethod | None = None,
         limits: Limits | None = None,
         span_frames: int = 4,
+        keep_kv: bool = False,
     ) -> None:
         self.adapter, self.bank, self.embedder = adapter, bank, embedder
         self.chain = (chain if chain is not None else Chain.parse(DEFAULT)).spawn()
         self.recall = recall if recall is not None else Hybrid()
         self.limits = limits if limits is not None else Limits()
         self.span_frames = span_frames
+        self.keep_kv = keep_kv
+        self._prefix: tuple[int, Prefix] | None = None
         for method in self.chain.methods:
             lacking = method.needs - HOST_SIGNALS - ({Signal.QUESTION} if embedder else set())
             if lacking:
                 raise SettingsError(
                     f"{method_id(method)} needs {', '.join(sorted(lacking))}, which {adapter.info.name} does not give"
                 )
+        if Signal.QUESTION in self.recall.needs and embedder is None:
+            raise SettingsError(
+                f"{method_id(self.recall)} recalls by how well pictures fit the question and no image-text encoder is "
+                "at hand; use --recall coverage, or see `streamvid doctor` for how to get one"
+            )
         self._size: tuple[int, int] | None = None
         self._last_key: Tensor | None = None
 
@@ -212,8 +231,13 @@ class Session:
         *,
         max_new_tokens: int = 256,
         on_text: Callable[[str], None] | None = None,
+        origin: datetime | None = None,
     ) -> Answer:
         """Answer a question from what is remembered of a source.
+
+        A question that names a time ("between 1:00 and 2:00", "before the dog appears"; see
+        `query.when.understand`) is answered from that time alone.  If nothing is remembered of it, the
+        answer says so, in our words and not the model's: the search is never widened.
 
         Args:
             question: anything but blank.
@@ -221,6 +245,7 @@ class Session:
             receipt: gets what was recalled and spent.
             max_new_tokens: longest answer.
             on_text: called with each piece of the answer as it becomes certain.
+            origin: the time on the wall at second 0 of a live source; None leaves such times alone.
 
         Raises:
             SettingsError: if the question is blank.
@@ -231,39 +256,66 @@ class Session:
         began = time.perf_counter()
         spans = self.bank.spans(source.id)
         memory = self.bank.view(source.id)
-        asked = self.embedder.texts([question])[0] if self.embedder else None
         budget = self._fitting_budget(question, int(memory.tokens.sum()), receipt)
+        seen = _seen(source, memory)
+        when = self._when(question, memory, seen, origin)
+        sought = when.without(question) or question
+        asked = self.embedder.texts([sought])[0] if self.embedder else None
         if asked is not None and memory.keys.shape[-1]:
             memory = replace(
                 memory, similarity=self._similarity(asked, source.id, [span.id for span in spans], receipt)
             )
-        similarity = memory.similarity
-        counts = self.recall.recall(memory, budget, Signals(question=asked))
-        chosen = [(span, int(count)) for span, count in zip(spans, counts.tolist(), strict=True) if count]
+        rows = self._inside(when, memory, seen, source) if when else torch.arange(len(spans))
+        receipt.budget, receipt.recall = budget, method_id(self.recall)
+        receipt.recall_settings = self.recall.settings()
+        receipt.time = TimeFilter(list(when.ranges), list(when.words), list(when.notes), len(rows)) if when else None
+        for note in when.unused:
+            receipt.warn(note, passing=True)
+        if when and not len(rows):
+            return _nothing_remembered(question, when, seen, receipt, on_text)
+        looked: dict[int, float] = {}
+        memory = replace(memory, attention=lambda *wanted: self._attention(question, spans, looked, *wanted))
+        part_of = memory.select(rows) if when else memory
+        counts = torch.zeros_like(memory.tokens)
+        counts[rows] = self.recall.recall(part_of, budget, Signals(question=asked))
+        read = counts.nonzero().squeeze(1).tolist()
+        chosen = [(spans[i], int(counts[i])) for i in read]
         parts = self.bank.read(chosen)
         tokens = VideoTokens.cat(parts) if parts else None
         given = 0 if tokens is None else len(tokens)
+        similarity = memory.similarity
         receipt.spans = [
             GivenSpan(
-                float(span.start), float(span.stop),
-                None if similarity is None else float(similarity[i]), int(counts[i]), span.tokens,
+                float(spans[i].start), float(spans[i].stop),
+                None if similarity is None else float(similarity[i]), int(counts[i]), spans[i].tokens, looked.get(i),
             )
-            for i, span in enumerate(spans)
-            if counts[i]
+            for i in read
         ]  # fmt: skip
-        receipt.budget, receipt.recall = budget, method_id(self.recall)
         receipt.tokens_given = given
         _spent(receipt, "recall", began, int(memory.tokens.sum()), given)
 
         methods = [method.spawn() for method in self.chain.llm]
+        if methods and self.keep_kv:
+            left_out = ", ".join(method_id(method) for method in methods)
+            receipt.warn(f"{left_out} left out: keys and values that are kept must not depend on the question")
+            methods = []
+        prefix = None if methods else self._prefix_of(source)
         prompt = self.adapter.prompt(tokens, question)
         stats = GenerationStats()
         pieces: list[str] = []
-        for piece in self.adapter.generate(prompt, max_new_tokens=max_new_tokens, methods=methods, stats=stats):
+        for piece in self.adapter.generate(
+            prompt, max_new_tokens=max_new_tokens, methods=methods, stats=stats, prefix=prefix
+        ):
             pieces.append(piece)
             if on_text is not None:
                 on_text(piece)
         text = "".join(pieces).strip()
+        if prefix is not None and self.keep_kv and stats.reused_tokens < prefix.length:
+            try:
+                self.bank.keep_kv(source, KeptKv(prefix.blocks, prefix.layers))
+            except BankError as reason:
+                receipt.warn(str(reason))
+        receipt.reused_tokens = stats.reused_tokens
         receipt.prompt_tokens, receipt.new_tokens, receipt.stopped = (
             stats.prompt_tokens,
             stats.new_tokens,
@@ -276,24 +328,92 @@ class Session:
         decode.seconds += stats.decode_seconds
         decode.tokens_out = stats.new_tokens
         if stats.stopped == "length":
-            receipt.warn(f"the answer was cut at {max_new_tokens} tokens; raise --max-new-tokens for the rest")
+            receipt.warn(
+                f"the answer was cut at {max_new_tokens} tokens; raise --max-new-tokens for the rest", passing=True
+            )
         embed = self.embedder.texts if self.embedder is not None else None
-        rows = [memory.keys[i] for i in range(len(spans)) if counts[i]]
-        moments = _moments([span for span, _ in chosen], parts, rows)
+        moments = _moments([span for span, _ in chosen], parts, [memory.keys[i] for i in read])
         cited = cite(text, question, moments, embed)
         receipt.peak_rss_bytes = peak_rss_bytes()
         return Answer(question, text, tuple(cited), receipt)
+
+    def _prefix_of(self, source: SourceRecord) -> Prefix:
+        """Keys and values of the latest prompt about a source, from this session or kept on disk."""
+        if self._prefix is None or self._prefix[0] != source.id:
+            kept = self.bank.kept_kv(source) if self.keep_kv else None
+            found = Prefix() if kept is None else Prefix(kept.blocks, kept.layers)
+            self._prefix = source.id, found
+        return self._prefix[1]
 
     def _similarity(self, asked: Tensor, source_id: int, span_ids: Sequence[int], receipt: Receipt) -> Tensor:
         """(S,) similarity of every span to the question, by the memory's index."""
         index = self.bank.index(source_id)
         if index.note:
             receipt.warn(index.note)
+        receipt.index = index.said
         ids, similarity = index.search(asked, len(span_ids))
-        row_of = {span_id: row for row, span_id in enumerate(span_ids)}
+        known, row_of = torch.tensor(span_ids).sort()
         out = torch.full((len(span_ids),), -1.0)
-        out[[row_of[span_id] for span_id in ids.tolist()]] = similarity
+        out[row_of[torch.searchsorted(known, ids)]] = similarity
         return out
+
+    def _when(self, question: str, memory: MemoryView, seen: Range, origin: datetime | None) -> When:
+        """The time a question speaks of; an event in it is looked for among the memory's keys."""
+        if not len(memory.tokens):
+            return When()
+        embedder = self.embedder
+        find = None if embedder is None or not memory.keys.shape[-1] else lambda name: _find(name, memory, embedder)
+        return understand(question, start=seen[0], stop=seen[1], origin=origin, find=find)
+
+    def _inside(self, when: When, memory: MemoryView, seen: Range, source: SourceRecord) -> Tensor:
+        """(M,) rows of the spans that show what a question speaks of.
+
+        Where nothing changed nothing was stored: a watched range without spans is shown by the span before it,
+        unless it was not seen or is forgotten.
+        """
+        inside = torch.zeros(len(memory.tokens), dtype=torch.bool)
+        lost = [(gap.start, gap.stop) for gap in self.bank.gaps(source.id)]
+        lost += [(past.start, past.stop) for past in self.bank.expired(source.id)]
+        for start, stop in when.ranges:
+            here = (memory.start_seconds < stop) & (memory.stop_seconds > start)
+            before = (memory.start_seconds < start).nonzero()
+            watched = seen[0] <= start < seen[1] and not any(a < stop and b > start for a, b in lost)
+            if watched and len(before) and not here.any():
+                here[before[-1]] = True
+            inside |= here
+        return inside.nonzero().squeeze(1)
+
+    def _attention(
+        self,
+        question: str,
+        spans: Sequence[SpanRecord],
+        looked: dict[int, float],
+        rows: Tensor,
+        tokens_each: int,
+        depth: float,
+    ) -> Tensor:
+        """(M,) what the model pays spans when it reads the question; see ``MemoryView.attention``."""
+        together = max(1, LOOKED_AT_TOKENS // tokens_each)
+        out = []
+        for some in torch.split(rows, together):
+            wanted = [spans[i] for i in some.tolist()]
+            parts = self.bank.read([(span, min(tokens_each, span.tokens)) for span in wanted])
+            out.append(self._looks(question, parts, depth))
+        score = torch.cat(out) if out else torch.zeros(0)
+        looked.update(zip(rows.tolist(), score.tolist(), strict=True))
+        return score
+
+    def _looks(self, question: str, parts: list[VideoTokens], depth: float) -> Tensor:
+        """(M,) the best-looked-at token of each part, in one pass over them all."""
+        prompt = self.adapter.prompt(VideoTokens.cat(parts), question)
+        asking = len(prompt.visual) - 2 - int(prompt.visual.nonzero()[-1])  # without the mark that closes the frame
+        probe = Looking(depth=depth, question=asking)
+        with suppress(Seen):
+            for _ in self.adapter.generate(prompt, max_new_tokens=1, methods=[probe]):
+                pass
+        assert probe.scores is not None
+        of = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor([len(part) for part in parts]))
+        return torch.zeros(len(parts)).scatter_reduce_(0, of, probe.scores, "amax")
 
     def _fitting_budget(self, question: str, remembered: int, receipt: Receipt) -> int:
         """The answer's token budget, stepped down to what the model's context leaves room for."""
@@ -327,6 +447,60 @@ def peak_rss_bytes() -> int:
     """Most memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _seen(source: SourceRecord, memory: MemoryView) -> Range:
+    """What of a source was watched, [start, stop) in seconds; of one still open, as far as it is stored."""
+    if not len(memory.tokens):
+        return 0.0, 0.0
+    stored = float(memory.start_seconds[0]), float(memory.stop_seconds.max())
+    told = source.summary.get("start_seconds", stored[0]), source.summary.get("stop_seconds", stored[1])
+    return min(stored[0], told[0]), max(stored[1], told[1])
+
+
+def _nothing_remembered(
+    question: str, when: When, seen: Range, receipt: Receipt, on_text: Callable[[str], None] | None
+) -> Answer:
+    """The program's own answer where memory holds nothing of the time that was asked about."""
+    text = f"nothing is remembered of {when.describe()}; the memory covers {clock(seen[0])}-{clock(seen[1])}"
+    receipt.warn(f"{text}; the model was not asked", passing=True)
+    receipt.spans, receipt.tokens_given, receipt.stopped = [], 0, "time"
+    receipt.peak_rss_bytes = peak_rss_bytes()
+    if on_text is not None:
+        on_text(text)
+    return Answer(question, text, (), receipt)
+
+
+def _find(name: str, memory: MemoryView, embedder: Embedder) -> Range | None:
+    """The stretch in which a named thing is seen: moments that stand clear of the others, around the best.
+
+    Clear means: the mean of the moments nearer to the best than to the median is three standard deviations
+    of the others away from them, and they are less than half of all.  Of several stretches about as good
+    as the best, the first.
+    """
+    keys = memory.keys
+    there = keys.norm(dim=2) > 0
+    vector = embedder.texts([name.split(maxsplit=1)[1]])[0]  # without its article
+    similarity = (keys @ vector)[there]
+    count = there.sum(1)
+    step = (memory.stop_seconds - memory.start_seconds) / count.clamp(min=1)
+    starts = (memory.start_seconds[:, None] + step[:, None] * torch.arange(keys.shape[1]))[there]
+    steps = step.repeat_interleave(count)
+    if len(similarity) < 4:
+        return None
+    best, middle = float(similarity.max()), float(similarity.median())
+    clear = similarity >= (best + middle) / 2
+    if best - middle < 0.05 or 2 * int(clear.sum()) >= len(clear):
+        return None
+    others = similarity[~clear]
+    if float(similarity[clear].mean() - others.mean()) < 3 * float(others.std(correction=0)):
+        return None
+    peak = int((similarity >= best - 0.1 * (best - middle)).nonzero()[0])
+    low = (~clear[:peak]).nonzero()
+    high = (~clear[peak:]).nonzero()
+    first = int(low[-1]) + 1 if len(low) else 0
+    last = peak + int(high[0]) - 1 if len(high) else len(clear) - 1
+    return float(starts[first]), float(starts[last] + steps[last])
 
 
 def _moments(spans: Sequence[SpanRecord], parts: Sequence[VideoTokens], keys: Sequence[Tensor]) -> list[Moment]:

@@ -19,7 +19,7 @@ COMMANDS = {
     "give.",
     "methods": "Token-reduction methods: what there is, what each does and can be set to.",
     "models": "Checkpoints: which are known, which are here.",
-    "memory": "What is remembered, and how to forget it.",
+    "memory": "What is remembered: look, mend, move, forget.",
     "toy": "The toy world: videos whose events are known.",
 }
 """What ``--help`` lists, in this order; each is a module beside this one, imported when it is called."""

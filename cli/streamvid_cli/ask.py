@@ -40,6 +40,7 @@ def ask(
     max_new_tokens: options.MaxNewTokens = DEFAULTS.max_new_tokens,
     memory: options.Memory = None,
     disk: options.DiskGigabytes = None,
+    codec: options.Codec = DEFAULTS.codec,
     rate: options.Rate = None,
     decoder: options.Decoder = DEFAULTS.decoder,
     hwaccel: options.Hwaccel = None,
@@ -48,6 +49,7 @@ def ask(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what is remembered of this video and watch it again.")
     ] = False,
+    keep_kv: options.KeepKv = False,
     no_toy: Annotated[bool, typer.Option("--no-toy", help="Fail rather than let the toy model stand in.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads for the models. Default: all cores.")] = None,
     json: options.Json = False,
@@ -75,7 +77,9 @@ def ask(
         max_new_tokens=max_new_tokens,
         memory=memory,
         disk_bytes=None if disk is None else int(disk * 1e9),
+        codec=codec,
         fresh=fresh,
+        keep_kv=keep_kv,
         toy_allowed=not no_toy,
         rate=rate,
         decoder=decoder,

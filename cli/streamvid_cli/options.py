@@ -91,5 +91,21 @@ Memory = Annotated[
 DiskGigabytes = Annotated[
     float | None, typer.Option("--disk", help="Most the memory folder may hold, in GB. Default: no limit.")
 ]
+Codec = Annotated[
+    str,
+    typer.Option(
+        help="How new tokens are stored: fp32, fp16, sq8, sq4 or pq, from exact to small; FEATURES+LAYERS such as "
+        "sq8+sq4 sets both. What is remembered already is read as it was stored."
+    ),
+]
+KeepKv = Annotated[
+    bool,
+    typer.Option(
+        "--keep-kv",
+        help="Keep what the language model computed for the video beside the memory: the next question on the same "
+        "spans starts at once. Takes about 0.1 MB a token for a 2B model; methods inside the language model are left "
+        "out.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no receipt on stderr; warnings stay.")]

@@ -96,17 +96,21 @@ def show_receipt(receipt: Receipt, *, explain: bool, said: Sequence[str] = ()) -
         table.add_row(cost.name, f"{cost.seconds:.3f}", f"{cost.tokens_in:,}", f"{cost.tokens_out:,}")
     console.print(table)
     spans = Table(
-        "span", "similarity", "tokens given", "of stored", "", title="what the model read", title_justify="left"
-    )
+        "span", "similarity", "attention", "tokens given", "of stored", "",
+        title="what the model read", title_justify="left",
+    )  # fmt: skip
     for span in receipt.spans:
         spans.add_row(
             f"{clock(span.start_seconds)}-{clock(span.stop_seconds)}",
             "-" if span.similarity is None else f"{span.similarity:.3f}",
+            "-" if span.attention is None else f"{span.attention:.3f}",
             str(span.tokens),
             str(span.stored),
             "#" * max(1, round(20 * span.tokens / max(1, max(s.tokens for s in receipt.spans)))),
         )
     console.print(spans)
+    if receipt.index:
+        console.print(f"searched by {receipt.index}", markup=False)
     for method in receipt.methods:
         settings = ", ".join(f"{k}={v}" for k, v in method.items() if k != "method")
         console.print(f"method {method['method']}: {settings}", markup=False)

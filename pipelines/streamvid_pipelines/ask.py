@@ -25,6 +25,7 @@ from streamvid.ingest.source import Source, open_source
 from streamvid.ingest.spool import spool_stdin
 from streamvid.memory.bank import Bank, Writer, default_folder
 from streamvid.memory.catalog import SourceRecord, State
+from streamvid.memory.codec import DEFAULT_CODEC, CodecSetting
 from streamvid.memory.keys import MemoryKey
 from streamvid.models import checkpoints
 from streamvid.models.adapter import Adapter
@@ -71,7 +72,9 @@ class Request:
     max_new_tokens: int = 256
     memory: Path | None = None
     disk_bytes: int | None = None
+    codec: str = DEFAULT_CODEC
     fresh: bool = False
+    keep_kv: bool = False
     toy_allowed: bool = True
     decoder: str = "auto"
     rate: float | None = None
@@ -83,6 +86,7 @@ class Request:
     def check(self) -> None:
         """Raise SettingsError for what can be seen to be wrong before anything is loaded."""
         Chain.parse(self.reduce)
+        CodecSetting.parse(self.codec)
         self.recall_method()
         self.limits()
         self.sampling(1.0, 1)
@@ -188,11 +192,12 @@ class AskVideo:
             embedder=loaded.embedder,
             recall=request.recall_method(),
             limits=request.limits(),
+            keep_kv=request.keep_kv,
         )
         self.sampling = request.sampling(loaded.adapter.info.default_fps, loaded.adapter.info.max_frames)
         self.source: SourceRecord | None = None
         self.receipt = Receipt(source=named.name, model=_describe(loaded.adapter))
-        for note in loaded.notes:
+        for note in (*loaded.notes, *bank.notes):
             self.receipt.warn(note)
 
     def key(self) -> MemoryKey:
@@ -268,10 +273,13 @@ class AskVideo:
         answer = self.session.ask(
             question, self.source, receipt, max_new_tokens=self.request.max_new_tokens, on_text=on_text
         )
-        self.bank.save_answer(self.source.id, question=question, answer=answer.text, receipt=receipt.to_dict())
+        if self.bank.read_only:
+            receipt.warn("the answer is not kept: memory is open for reading only", passing=True)
+        else:
+            self.bank.save_answer(self.source.id, question=question, answer=answer.text, receipt=receipt.to_dict())
         self.receipt = Receipt(source=receipt.source, model=receipt.model, cache="hit", key=receipt.key)
         self.receipt.methods = receipt.methods
-        self.receipt.warnings = [w for w in receipt.warnings if "was cut at" not in w]
+        self.receipt.warnings = [w for w in receipt.warnings if w not in receipt.passing]
         self._fill(self.source)
         return answer
 
@@ -448,7 +456,7 @@ def open_ask(path: str | Path, request: Request, say: Callable[[str], None]) -> 
         if named.endless and request.stop_seconds is None:
             raise SettingsError(f"{named.name} has no end; say how long to watch, as in --to 30")
         folder = request.memory if request.memory is not None else default_folder()
-        bank = stack.enter_context(Bank.open(folder, limits=request.limits()))
+        bank = stack.enter_context(Bank.open(folder, codec=request.codec, limits=request.limits()))
         yield AskVideo(named, request, load(request, say), bank)
 
 

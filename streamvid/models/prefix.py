@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from streamvid.models.adapter import Prompt
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 Block = tuple[int, str]
 """Where a stretch of a prompt ends, and the digest of everything up to there."""
@@ -52,8 +55,10 @@ class Prefix:
         known = dict(self.blocks)
         self.reused = max((end for end, digest in blocks_of(prompt) if known.get(end) == digest), default=0)
         if self.reused:
-            for index, (keys, values) in enumerate(self.layers):
-                cache.update(keys[..., : self.reused, :], values[..., : self.reused, :], index)
+            device = prompt.input_ids.device
+            for index, pair in enumerate(self.layers):
+                keys, values = (rows[..., : self.reused, :].to(device) for rows in pair)
+                cache.update(keys, values, index)
         self.blocks, self.layers = [], []
         return _after(prompt, self.reused)
 
@@ -99,4 +104,3 @@ def _after(prompt: Prompt, count: int) -> Prompt:
         features=prompt.features[rows:],
         layers=tuple(layer[rows:] for layer in prompt.layers),
     )
-

@@ -228,7 +228,7 @@ class MemoryStream(Stream):
         if self.constant:
             tokens, keys = torch.full((spans,), 7), torch.zeros(spans, 2, 8)
         start = torch.arange(spans, dtype=torch.float64)
-        self.memory = MemoryView(start, start + 1, tokens, keys)
+        self.memory = MemoryView(start, start + 1, tokens, keys, attention=lambda rows, each, depth: keys[rows, 0, 0])
         self.question = torch.nn.functional.normalize(torch.randn(8, generator=seeded(self.seed + 2)), dim=0)
 
     def __len__(self) -> int:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from streamvid.signals import Signals
 from streamvid.temporal.methods.base import MemoryMethod, MemoryView
-from streamvid.temporal.methods.functional import spaced
+from streamvid.temporal.methods.functional import (
+    fill_in_order,
+    fits,
+    gist,
+    relevant_order,
+    standing_out,
+    with_neighbours,
+)
 
 
 @dataclass
@@ -37,6 +44,7 @@ class Hybrid(MemoryMethod):
         diversity: 0..1 weight of being unlike what was already chosen; 0 is relevance alone.
         neighbours: spans on either side of a chosen one that come with it, so that events are not cut.
         pointing: standard deviations above the mean from which on the best span stands out.
+        pool: spans weighed against each other for diversity, >= 1; the others follow by similarity.
     """
 
     relevant_share: float = 0.65
@@ -46,82 +54,37 @@ class Hybrid(MemoryMethod):
     diversity: float = 0.2
     neighbours: int = 1
     pointing: float = 2.5
+    pool: int = 256
 
     paper = "ours; marginal relevance after Carbonell and Goldstein, SIGIR 1998"
+
+    def __post_init__(self) -> None:
+        for name in ("relevant_share", "recent_share", "gist_share", "diversity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.gist_tokens < 1 or self.pool < 1 or self.neighbours < 0:
+            raise ValueError(
+                f"gist_tokens and pool must be >= 1 and neighbours >= 0, got {self.gist_tokens}, {self.pool} and "
+                f"{self.neighbours}"
+            )
 
     def recall(self, memory: MemoryView, budget: int, signals: Signals) -> Tensor:
         """(S,) tokens to read of each span; see the class."""
         stored = memory.tokens
-        if int(stored.sum()) <= budget:
+        if fits(stored, budget):
             return stored.clone()
-        given = torch.zeros_like(stored)
-        recent = int(budget * self.recent_share)
-        left = budget - recent + self._whole(given, stored, range(len(stored) - 1, -1, -1), recent)
-        if signals.question is not None and memory.keys.shape[-1]:
-            similarity = relevance(memory, signals.question) if memory.similarity is None else memory.similarity
-            standing_out = self._standing_out(similarity)
+        latest = torch.arange(len(stored) - 1, -1, -1)
+        given = fill_in_order(stored, latest, int(budget * self.recent_share))
+        left = budget - int(given.sum())
+        similarity = memory.relevance(signals.question)
+        if similarity is not None:
+            meant = standing_out(similarity, pointing=self.pointing)
+            open_ = stored > 0 if meant is None else meant & (stored > 0)
             share = min(left, max(1, int(budget * self.relevant_share)))
-            left += self._relevant(given, memory, similarity, standing_out, share) - share
-            if standing_out is not None:
+            order = relevant_order(similarity, memory.keys, open_, diversity=self.diversity, pool=self.pool)
+            order = with_neighbours(order, len(stored), neighbours=self.neighbours)
+            more = fill_in_order(stored - given, order, share)
+            given, left = given + more, left - int(more.sum())
+            if meant is not None:
                 left = min(left, int(budget * self.gist_share))
-        self._gist(given, stored, left)
-        return given
-
-    def _standing_out(self, similarity: Tensor) -> Tensor | None:
-        """(S,) bool, or None if the question points nowhere."""
-        if len(similarity) < 8:
-            return None
-        best, mean = float(similarity.max()), float(similarity.mean())
-        if best - mean < self.pointing * float(similarity.std()):
-            return None
-        middle = float(similarity.median())
-        return similarity >= middle + 0.5 * (best - middle)
-
-    def _relevant(
-        self, given: Tensor, memory: MemoryView, similarity: Tensor, standing_out: Tensor | None, share: int
-    ) -> int:
-        """Give whole spans by marginal relevance; returns what is left of the share."""
-        mean = memory.keys.sum(1)
-        mean = mean / mean.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        closest = torch.zeros(len(similarity))
-        waiting = torch.ones(len(similarity), dtype=torch.bool) if standing_out is None else standing_out.clone()
-        low = float(similarity.min())
-        spread = float(similarity.max()) - low or 1.0
-        while share > 0 and bool(waiting.any()):
-            merit = (similarity - low) / spread * (1 - self.diversity) - closest * self.diversity
-            best = int(merit.masked_fill(~waiting, float("-inf")).argmax())
-            waiting[best] = False
-            closest = torch.maximum(closest, mean @ mean[best])
-            order = [best, *(best + step * sign for step in range(1, self.neighbours + 1) for sign in (-1, 1))]
-            share = self._whole(given, memory.tokens, [i for i in order if 0 <= i < len(given)], share)
-        return share
-
-    @staticmethod
-    def _whole(given: Tensor, stored: Tensor, order: range | list[int], share: int) -> int:
-        """Fill spans in order until the share is spent; returns what is left."""
-        for index in order:
-            if share <= 0:
-                break
-            more = min(int(stored[index] - given[index]), share)
-            given[index] += more
-            share -= more
-        return share
-
-    def _gist(self, given: Tensor, stored: Tensor, left: int) -> None:
-        """Give evenly spaced spans their best tokens until the share is spent."""
-        while left > 0:
-            room = stored - given
-            takers = (room > 0).nonzero().squeeze(1)
-            if not len(takers):
-                return
-            count = max(1, min(len(takers), left // self.gist_tokens))
-            chosen = takers[spaced(count, len(takers))]
-            for index in chosen.tolist():
-                more = min(int(room[index]), self.gist_tokens, left)
-                given[index] += more
-                left -= more
-
-
-def relevance(memory: MemoryView, question: Tensor) -> Tensor:
-    """(S,) similarity of each span's best key to the question."""
-    return (memory.keys @ question.float()).amax(1)
+        return given + gist(stored - given, left, tokens_each=self.gist_tokens)
