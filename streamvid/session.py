@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from streamvid.budget import Limits
 from streamvid.errors import BankError, SettingsError, UnsupportedError
 from streamvid.frames import Clip
 from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bounds import fitting_tokens
 from streamvid.memory.catalog import SourceRecord, SpanRecord
 from streamvid.memory.kv import KeptKv
 from streamvid.models.adapter import Adapter, GenerationStats
@@ -430,6 +432,12 @@ class Session:
             receipt.warn(
                 f"the budget of {self.limits.answer_tokens} tokens was lowered to {most}, what the model can read"
             )
+        device = self.adapter.info.device
+        fitting = fitting_tokens(self.limits, self.adapter.token_bytes, used_bytes(device), device=device)
+        fitting = max(1, int(fitting / share) - fixed) if fitting < self.limits.answer_tokens else fitting
+        if fitting < min(self.limits.answer_tokens, remembered, most):
+            receipt.warn(f"the budget was lowered to {fitting} tokens, what the limit on memory leaves room for")
+        most = min(most, fitting)
         return min(self.limits.answer_tokens, most)
 
 
@@ -441,6 +449,17 @@ def importance(features: Tensor) -> Tensor:
     away = (rows - rows.mean(0)).norm(dim=1).cpu()
     share: Tensor = away / away.mean().clamp_min(1e-12)
     return share
+
+
+def used_bytes(device: str) -> int:
+    """Memory in use now: of the accelerator, else of this process."""
+    if device.startswith("cuda"):
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # a system without it: at most what it was at its peak
+        return peak_rss_bytes()
+    return pages * resource.getpagesize()
 
 
 def peak_rss_bytes() -> int:

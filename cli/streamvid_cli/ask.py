@@ -40,6 +40,10 @@ def ask(
     max_new_tokens: options.MaxNewTokens = DEFAULTS.max_new_tokens,
     memory: options.Memory = None,
     disk: options.DiskGigabytes = None,
+    source_disk: options.SourceDiskGigabytes = None,
+    ram: options.RamGigabytes = None,
+    vram: options.VramGigabytes = None,
+    keep: options.Keep = False,
     codec: options.Codec = DEFAULTS.codec,
     rate: options.Rate = None,
     decoder: options.Decoder = DEFAULTS.decoder,
@@ -76,7 +80,11 @@ def ask(
         budget=budget,
         max_new_tokens=max_new_tokens,
         memory=memory,
-        disk_bytes=None if disk is None else int(disk * 1e9),
+        disk_bytes=_bytes(disk),
+        source_bytes=_bytes(source_disk),
+        ram_bytes=_bytes(ram),
+        vram_bytes=_bytes(vram),
+        keep=keep,
         codec=codec,
         fresh=fresh,
         keep_kv=keep_kv,
@@ -148,6 +156,10 @@ def _prompt(opened: AskVideo, *, json: bool, explain: bool, quiet: bool) -> None
         answer = _one(opened, line.strip(), json=json, explain=explain, quiet=quiet, many=False)
         if json:
             render.emit_json(answer)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _write(piece: str) -> None:

@@ -89,8 +89,25 @@ Memory = Annotated[
     ),
 ]
 DiskGigabytes = Annotated[
-    float | None, typer.Option("--disk", help="Most the memory folder may hold, in GB. Default: no limit.")
+    float | None,
+    typer.Option(
+        "--disk",
+        help="Most the memory folder may hold, in GB; old memory is made smaller to stay below. Default: no limit.",
+    ),
 ]
+SourceDiskGigabytes = Annotated[
+    float | None, typer.Option("--source-disk", help="Most that one video's memory may hold, in GB. Default: no limit.")
+]
+RamGigabytes = Annotated[
+    float | None,
+    typer.Option(
+        "--ram",
+        help="Main memory an answer on the CPU may take, the model included, in GB; it is given fewer "
+        "tokens if need be.",
+    ),
+]
+VramGigabytes = Annotated[float | None, typer.Option("--vram", help="The same for an accelerator's memory, in GB.")]
+Keep = Annotated[bool, typer.Option("--keep", help="Never make this video's memory smaller when space is needed.")]
 Codec = Annotated[
     str,
     typer.Option(

@@ -72,6 +72,10 @@ class Request:
     max_new_tokens: int = 256
     memory: Path | None = None
     disk_bytes: int | None = None
+    source_bytes: int | None = None
+    ram_bytes: int | None = None
+    vram_bytes: int | None = None
+    keep: bool = False
     codec: str = DEFAULT_CODEC
     fresh: bool = False
     keep_kv: bool = False
@@ -98,7 +102,13 @@ class Request:
 
     def limits(self) -> Limits:
         """The hard limits."""
-        return Limits(answer_tokens=self.budget, disk_bytes=self.disk_bytes)
+        return Limits(
+            answer_tokens=self.budget,
+            disk_bytes=self.disk_bytes,
+            source_bytes=self.source_bytes,
+            ram_bytes=self.ram_bytes,
+            vram_bytes=self.vram_bytes,
+        )
 
     def recall_method(self) -> MemoryMethod:
         """The recall method by name; raises SettingsError if it is not one."""
@@ -258,6 +268,8 @@ class AskVideo:
             self._watch(key, on_progress)
             found = self.bank.find(key)
             assert found is not None
+        if self.request.keep and not found.pinned and not self.bank.read_only:
+            found = self.bank.pin(found)
         self.source = found
         self._fill(found)
 

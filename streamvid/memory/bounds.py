@@ -509,7 +509,7 @@ class Room:
             raise BankError(self._full(used, cost, limit))
 
     def _used(self) -> int:
-        return self._bank.usage() + self._bank._catalog.snapshot_bytes()
+        return self._bank.usage()
 
     def _drop_copies(self) -> bool:
         """Delete what can be made anew: saved indexes, and kept keys and values of prompts; False if there is none."""

@@ -106,6 +106,9 @@ class Adapter(ABC):
     tubelet: int
     """Frames in a temporal patch."""
 
+    token_bytes: int
+    """Memory that one token takes while a prompt is read: keys and values, and the widest activations."""
+
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, *, name: str, device: str, dtype: str) -> Adapter:

@@ -68,6 +68,11 @@ class Qwen3VL(Adapter):
             context_tokens=config.text_config.max_position_embeddings,
         )
         self.tubelet = pixels.temporal_patch_size
+        text, taps = config.text_config, len(config.vision_config.deepstack_visual_indexes)
+        # Keys and values twice, as they grow by copying; features and taps; what a layer's two halves hold at a time.
+        numbers = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        numbers += (8 + taps) * text.hidden_size + 3 * text.intermediate_size
+        self.token_bytes = numbers * self.dtype.itemsize
         self._last: Tensor | None = None
         self._tower = model.model.visual
 

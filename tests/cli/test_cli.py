@@ -217,7 +217,12 @@ def test_interrupting_leaves_a_memory_that_goes_on(tmp_path: Path) -> None:
         str(memory),
     ]
     process = subprocess.Popen(
-        [*command, "--fps", "10", "--reduce", "none"], stderr=subprocess.PIPE, text=True, env=environment()
+        [*command, "--fps", "10", "--reduce", "none"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell that runs the tests in the background makes them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     segments = memory / "segments"
     deadline = time.monotonic() + 60

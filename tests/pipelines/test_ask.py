@@ -16,6 +16,7 @@ from streamvid.errors import SettingsError, SourceError
 from streamvid.memory.bank import Bank
 from streamvid.memory.catalog import State
 from streamvid.models import checkpoints
+from streamvid.session import used_bytes
 from streamvid.temporal.methods.compose import Chain
 from streamvid.toy.video import write_video
 from streamvid.toy.world import sample_scene
@@ -245,6 +246,29 @@ def test_the_budget_steps_down_to_what_the_model_can_read(video: Path, tmp_path:
     assert tight.tokens_given < tight.tokens_remembered and tight.prompt_tokens < 600
     loose = ask(video, "what happens?", reduce="rlt", **settings)[0].receipt
     assert not any("lowered" in warning for warning in loose.warnings)
+
+
+def test_the_budget_steps_down_to_what_memory_may_hold(video: Path, loaded: Loaded, tmp_path: Path) -> None:
+    opened = open_video(video, loaded, tmp_path, reduce="none")
+    opened.prepare()
+    adapter = loaded.adapter
+    room = used_bytes("cpu") + 64 * 2**20
+    assert adapter.token_bytes > 4 * adapter.info.num_layers * adapter.info.hidden_size
+    tight = open_video(video, loaded, tmp_path, reduce="none", ram_bytes=room)
+    tight.session.limits = replace(tight.session.limits, ram_bytes=used_bytes("cpu") + 150 * adapter.token_bytes)
+    receipt = tight.ask("what happens?").receipt
+    assert 0 < receipt.tokens_given <= 150 < receipt.tokens_remembered
+    assert any("limit on memory" in warning for warning in receipt.warnings)
+    full = open_video(video, loaded, tmp_path, reduce="none", ram_bytes=1 << 20)
+    with pytest.raises(SettingsError, match="no room for a token"):
+        full.ask("what happens?")
+
+
+def test_a_source_that_is_kept_is_pinned(video: Path, loaded: Loaded, tmp_path: Path) -> None:
+    opened = open_video(video, loaded, tmp_path, keep=True)
+    opened.prepare()
+    assert opened.source is not None and opened.source.pinned
+    assert open_video(video, loaded, tmp_path).bank.sources()[0].pinned
 
 
 def test_fresh_forgets_and_watches_again(video: Path, loaded: Loaded, tmp_path: Path) -> None:
