@@ -371,7 +371,7 @@ class Holding:
         file, offset = self.segments.append(data)
         try:
             enter(file, offset, cost)
-        except Exception:
+        except Exception:  # not KeyboardInterrupt: it may come just after the commit, and the span is in then
             self.segments.undo()
             raise
         self._wrote(file, len(data), cost)

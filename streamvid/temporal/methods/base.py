@@ -270,6 +270,19 @@ class MemoryMethod(Method):
             f"{type(self).__name__} recalls and does not make memory smaller; merge_time does: leave the other out"
         )
 
+    def relevance(self, memory: MemoryView, signals: Signals) -> Tensor:
+        """(S,) similarity of each span to the question, for methods that cannot do without.
+
+        Raises:
+            ValueError: if there is no question vector.
+        """
+        similarity = memory.relevance(signals.question)
+        if similarity is None:
+            raise ValueError(
+                f"{type(self).__name__} recalls by a question vector and there is none; use coverage or uniform"
+            )
+        return similarity
+
     @abstractmethod
     def recall(self, memory: MemoryView, budget: int, signals: Signals) -> Tensor:
         """(S,) int64 tokens to read of each span: at most what it has, at most ``budget`` in all."""

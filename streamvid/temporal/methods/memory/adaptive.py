@@ -61,9 +61,7 @@ class Adaptive(MemoryMethod):
         stored = memory.tokens
         if fits(stored, budget):
             return stored.clone()
-        similarity = memory.relevance(signals.question)
-        if similarity is None:
-            raise ValueError("adaptive recalls by a question vector and there is none; use coverage or uniform")
+        similarity = self.relevance(memory, signals)
         meant = standing_out(similarity, pointing=self.pointing)
         z = (similarity - similarity.mean()) / max(float(similarity.std(correction=0)), 1e-6)
         weight = (widened(z, self.neighbours) / self.temperature).double()

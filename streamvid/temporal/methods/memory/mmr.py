@@ -47,9 +47,7 @@ class Mmr(MemoryMethod):
         stored = memory.tokens
         if fits(stored, budget):
             return stored.clone()
-        similarity = memory.relevance(signals.question)
-        if similarity is None:
-            raise ValueError("mmr recalls by a question vector and there is none; use coverage or uniform")
+        similarity = self.relevance(memory, signals)
         order = relevant_order(similarity, memory.keys, stored > 0, diversity=self.diversity, pool=self.pool)
         order = with_neighbours(order[:budget], len(stored), neighbours=self.neighbours)
         return fill_in_order(stored, order, budget)

@@ -39,9 +39,7 @@ class Relevance(MemoryMethod):
         stored = memory.tokens
         if fits(stored, budget):
             return stored.clone()
-        similarity = memory.relevance(signals.question)
-        if similarity is None:
-            raise ValueError("relevance recalls by a question vector and there is none; use coverage or uniform")
+        similarity = self.relevance(memory, signals)
         order = torch.argsort(similarity, descending=True, stable=True)
         order = order[stored[order] > 0][:budget]  # a span has at least one token: no more than budget can be paid for
         order = with_neighbours(order, len(stored), neighbours=self.neighbours)
