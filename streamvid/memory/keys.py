@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ class MemoryKey:
         """The key that `to_json` wrote."""
         return cls(**json.loads(text))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the canonical JSON, 64 hex digits."""
         return hashlib.sha256(self.to_json().encode("ascii")).hexdigest()
