@@ -45,6 +45,10 @@ class BankError(StreamvidError):
     """The memory on disk cannot be read or written; nothing that was stored has been changed."""
 
 
+class Vanished(BankError):
+    """Spans were merged, expired or removed since they were looked up; looking again finds what there is now."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """A clause that suggests the nearest known names, for the end of a message.
 

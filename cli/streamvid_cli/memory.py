@@ -5,15 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from streamvid.errors import BankError
-from streamvid.memory import care, transfer
+from streamvid.budget import Limits
+from streamvid.errors import BankError, SettingsError
+from streamvid.memory import compact as compacting
+from streamvid.memory import repair as repairing
+from streamvid.memory import transfer
+from streamvid.memory import verify as verifying
 from streamvid.memory.bank import Bank, default_folder
-from streamvid.memory.catalog import AnswerRecord, SourceRecord
+from streamvid.memory.records import AnswerRecord, SourceRecord
+from streamvid.memory.sizes import SourceHour, source_hour
+from streamvid.memory.tidy import Tidied
+from streamvid.memory.tidy import tidy as tidied
 from streamvid.query.evidence import clock
 from streamvid_cli import options, render
 
@@ -23,12 +31,16 @@ Whiches = Annotated[
     list[str] | None,
     typer.Argument(help="Numbers from `memory list`, starts of keys, or file names. Default: everything."),
 ]
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+"""Seconds by the letter behind a length of time."""
+
 PROGRESS_SECONDS = 2.0
 """Nothing is said about work that is done before."""
 
 
-def _open(folder: Path | None, *, read_only: bool = False, create: bool = True) -> Bank:
-    bank = Bank.open(folder if folder is not None else default_folder(), read_only=read_only, create=create)
+def _open(folder: Path | None, *, read_only: bool = False, create: bool = True, limits: Limits | None = None) -> Bank:
+    folder = folder if folder is not None else default_folder()
+    bank = Bank.open(folder, read_only=read_only, create=create, limits=limits)
     for note in bank.notes:
         render.stderr().print(f"note: {note}", markup=False)
     return bank
@@ -87,13 +99,14 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
 
 @app.command()
 def show(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
-    """Show one remembered video: its key, spans, gaps, size per hour, and the answers given from it."""
+    """Show one remembered video: its key, spans, gaps, answers, and what an hour of it takes, in each codec."""
     with _read(memory) as bank:
         source = _source(bank, which)
         spans = bank.spans(source.id)
         answers = bank.answers(source.id)
         gaps, expired = bank.gaps(source.id), bank.expired(source.id)
         row = _row(bank, source)
+        hour = _hour(bank, source)
         hours = max(row["seconds"], 1e-9) / 3600
         row |= {
             "megabytes_per_hour": round(row["bytes"] / 1e6 / hours, 2),
@@ -105,6 +118,7 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
                 {"start": float(e.start), "stop": float(e.stop), "spans": e.spans, "reason": e.reason} for e in expired
             ],
             "answers": [{"question": a.question, "answer": a.answer} for a in answers],
+            "hour": asdict(hour) if hour is not None else None,
         }
         if json:
             render.emit_json(row)
@@ -137,6 +151,8 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
             )
         for answer in answers:
             typer.echo(f"Q: {answer.question}\nA: {answer.answer}")
+        if hour is not None:
+            _show_hour(hour)
 
 
 @app.command()
@@ -165,7 +181,7 @@ def verify(which: Whiches = None, memory: options.Memory = None, json: options.J
     """Read every byte that is remembered and compare it with its checksums; 0 if all is as written, else 1."""
     with _read(memory) as bank:
         progress = _Progress("verifying")
-        seen = care.verify(bank, _sources(bank, which) if which else None, progress=progress)
+        seen = verifying.verify(bank, _sources(bank, which) if which else None, progress=progress)
         progress.done()
         if json:
             render.emit_json(
@@ -215,7 +231,7 @@ def repair(
     """Mend what can be mended: catalogue, rows, file starts; forget damaged spans and say which; 1 if any is left."""
     progress = _Progress("repairing")
     folder = memory if memory is not None else default_folder()
-    result = care.repair(folder, dry_run=dry_run, progress=progress)
+    result = repairing.repair(folder, dry_run=dry_run, progress=progress)
     progress.done()
     if json:
         render.emit_json(
@@ -225,6 +241,7 @@ def repair(
                 "done": result.done,
                 "lost": result.lost,
                 "lost_spans": result.lost_spans,
+                "doubtful": result.doubtful,
                 "left": result.left,
             }
         )
@@ -232,11 +249,12 @@ def repair(
         for title, lines in (
             ("would do" if dry_run else "done", result.done),
             ("would be lost" if dry_run else "lost", result.lost),
+            ("doubtful", result.doubtful),
             ("left", result.left),
         ):
             for line in lines:
                 typer.echo(f"{title}: {line}")
-        if not (result.done or result.lost or result.left):
+        if not (result.done or result.lost or result.doubtful or result.left):
             typer.echo("nothing to mend")
     if result.left:
         raise typer.Exit(1)
@@ -246,7 +264,7 @@ def repair(
 def compact(memory: options.Memory = None, json: options.Json = False) -> None:
     """Give back the disk space of what is not remembered any more."""
     with _open(memory, create=False) as bank:
-        result = care.compact(bank)
+        result = compacting.compact(bank)
         if json:
             render.emit_json(
                 {
@@ -261,6 +279,54 @@ def compact(memory: options.Memory = None, json: options.Json = False) -> None:
         for note in result.notes:
             render.stderr().print(f"note: {note}", markup=False)
         typer.echo(f"{result.before_bytes / 1e6:.2f} -> {result.after_bytes / 1e6:.2f} MB")
+
+
+@app.command()
+def tidy(
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Forget what is older than this, as in 90m, 36h, 7d or 2w; of live videos by the wall clock, else "
+            "before the end of the video. Default: no limit.",
+        ),
+    ] = None,
+    disk: options.DiskGigabytes = None,
+    source_disk: options.SourceDiskGigabytes = None,
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
+    """Bring videos that nobody is watching now below the limits: merge what is old, forget what is too old."""
+    limits = Limits(keep_seconds=_age(keep), disk_bytes=_bytes(disk), source_bytes=_bytes(source_disk))
+    if not limits.bounds_memory:
+        raise SettingsError("there is no limit to bring memory below; give --keep, --disk or --source-disk")
+    told = Tidied(more=True)
+    notes: list[str] = []
+    with _open(memory, create=False, limits=limits) as bank:
+        while told.more:
+            told.more = False
+            now = tidied(bank)
+            told.sources = max(told.sources, now.sources)
+            told.merged_spans += now.merged_spans
+            told.expired_spans += now.expired_spans
+            told.freed_bytes += now.freed_bytes
+            told.more = now.more and bool(now.merged_spans or now.expired_spans or now.freed_bytes)
+            notes += [note for note in now.notes if note not in notes]
+        if json:
+            render.emit_json(
+                {
+                    "folder": str(bank.folder),
+                    "merged_spans": told.merged_spans,
+                    "expired_spans": told.expired_spans,
+                    "freed_bytes": told.freed_bytes,
+                    "bytes": bank.usage(),
+                    "notes": notes,
+                }
+            )
+            return
+        for note in notes:
+            render.stderr().print(f"note: {note}", markup=False)
+        given = f"{told.freed_bytes / 1e6:.2f} MB given back"
+        typer.echo(f"{told.merged_spans} spans merged, {told.expired_spans} expired, {given}")
 
 
 @app.command()
@@ -344,6 +410,23 @@ def _pin(which: str, memory: Path | None, *, pinned: bool, json: bool) -> None:
             typer.echo(f"{source.name} is {'kept' if pinned else 'not kept'} when space is made")
 
 
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
+
+
+def _age(text: str | None) -> float | None:
+    """A length of time in seconds: a number and s, m, h, d or w; without a letter seconds."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1]) if text[-1:] in UNITS else (text, "s")
+    try:
+        return float(number) * UNITS[unit]
+    except ValueError:
+        raise SettingsError(
+            f"--keep must be a number with s, m, h, d or w behind it, got {text!r}; as in 90m or 7d"
+        ) from None
+
+
 def _archive(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
@@ -365,6 +448,28 @@ def _moved(result: transfer.Moved, verb: str, *, json: bool) -> None:
     for line in result.skipped:
         render.stderr().print(f"note: {line}", markup=False)
     typer.echo(f"{verb} {len(result.sources)} videos, {result.spans} spans, {result.num_bytes / 1e6:.2f} MB")
+
+
+def _hour(bank: Bank, source: SourceRecord) -> SourceHour | None:
+    """What an hour of a video takes; a damaged video is shown without it, and a note says why."""
+    try:
+        return source_hour(bank, source)
+    except BankError as error:
+        render.stderr().print(f"note: what an hour takes in each codec is not known: {error}", markup=False)
+        return None
+
+
+def _show_hour(hour: SourceHour) -> None:
+    stored = ", ".join(f"{count} as {codec}" for codec, count in hour.stored_as.items())
+    typer.echo(
+        f"an hour of it: {hour.tokens:,.0f} tokens of width {hour.width} with {hour.layers} further layers, in "
+        f"{hour.spans:,.0f} spans: {hour.megabytes:.2f} MB of segments; features of its spans: {stored}"
+    )
+    typer.echo("the same tokens in each codec, ranges learned:")
+    render.show_table(
+        ("codec", "MB an hour", ""),
+        [(codec, f"{size:.2f}", "in use" if codec == hour.codec else "") for codec, size in hour.by_codec.items()],
+    )
 
 
 def _stretch(count: int, seconds: float) -> str:

@@ -24,9 +24,9 @@ from streamvid.ingest.sampling import Adaptive, Plan, Sampling, exact
 from streamvid.ingest.source import Source, open_source
 from streamvid.ingest.spool import spool_stdin
 from streamvid.memory.bank import Bank, Writer, default_folder
-from streamvid.memory.catalog import SourceRecord, State
 from streamvid.memory.codec import DEFAULT_CODEC, CodecSetting
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.records import SourceRecord, State
 from streamvid.models import checkpoints
 from streamvid.models.adapter import Adapter
 from streamvid.receipt import Receipt

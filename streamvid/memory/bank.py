@@ -30,29 +30,21 @@ import torch
 from torch import Tensor
 
 from streamvid.budget import Limits
-from streamvid.errors import BankError, SourceError, near
+from streamvid.errors import BankError, SourceError, Vanished, near
 from streamvid.memory import bounds
 from streamvid.memory import keys as keys_module
 from streamvid.memory.bounds import Holding, Room
-from streamvid.memory.catalog import (
-    FILE_NAME,
-    AnswerRecord,
-    Catalog,
-    ExpiredRecord,
-    GapRecord,
-    SourceRecord,
-    SpanRecord,
-    State,
-    refuse_foreign,
-)
+from streamvid.memory.catalog import Catalog
 from streamvid.memory.codebooks import Codebooks
 from streamvid.memory.codec import DEFAULT_CODEC, Codec, CodecSetting, FolderCodecs
 from streamvid.memory.index import Index, unit
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.kv import KeptKv, folder_bytes, load_kv, save_kv, size_of
+from streamvid.memory.records import AnswerRecord, ExpiredRecord, GapRecord, SourceRecord, SpanRecord, State
+from streamvid.memory.schema import FILE_NAME, refuse_foreign
 from streamvid.memory.segments import SegmentReader, SegmentWriter, encode_span
 from streamvid.memory.snapshots import Scope, Snapshots
-from streamvid.temporal.methods.base import MemoryView
+from streamvid.temporal.methods.base import MemoryView, StoredKeys
 from streamvid.tokens import VideoTokens
 
 SEGMENT_BYTES = 256 << 20
@@ -202,21 +194,22 @@ class Bank:
         """The spans of a source in time order."""
         return self._catalog.spans(source_id)
 
-    def view(self, source_id: int) -> MemoryView:
-        """What a recall method sees of a source; rows stand in the order of `spans`."""
+    def records(self, span_ids: Sequence[int]) -> list[SpanRecord]:
+        """Spans by id, in the order asked; those that are gone are left out."""
+        return [span for span, _ in self._catalog.entries(span_ids)]
+
+    def view(self, source_id: int) -> tuple[Tensor, MemoryView]:
+        """What a recall method sees of a source: 32 bytes a span; keys are read as they are looked at.
+
+        Returns:
+            ids (S,) int64 in time order, for `records`, and what is known of those spans.  A span that was
+            merged or expired later has no keys any more.
+        """
         with self._catalog.snapshot():
-            spans = self.spans(source_id)
-            keys = self._catalog.keys(source_id)
-        most = max((len(k) for k in keys), default=0)
-        table = torch.zeros(len(spans), most, keys[0].shape[1] if keys else 0)
-        for row, vectors in zip(table, keys, strict=True):
-            row[: len(vectors)] = vectors
-        return MemoryView(
-            start_seconds=torch.tensor([float(s.start) for s in spans], dtype=torch.float64),
-            stop_seconds=torch.tensor([float(s.stop) for s in spans], dtype=torch.float64),
-            tokens=torch.tensor([s.tokens for s in spans], dtype=torch.int64),
-            keys=table,
-        )
+            ids, start, stop, tokens = self._catalog.span_columns(source_id)
+            width = self._catalog.key_width(source_id) or 0
+        keys = StoredKeys(lambda rows: self._keys(ids[rows], width), width)
+        return ids, MemoryView(start, stop, tokens, keys)
 
     def read(self, wanted: Sequence[tuple[SpanRecord, int]]) -> list[VideoTokens]:
         """The best tokens of some spans, each in raster and time order, in the order asked.
@@ -238,7 +231,7 @@ class Bank:
                         f"span {span.id} has {span.tokens} tokens, asked for {count}; leave out what is not read"
                     )
                 if span.source_id not in sources:
-                    raise BankError(
+                    raise Vanished(
                         f"source {span.source_id} was removed from {self.folder}; ask again to watch it anew"
                     )
                 result.append(self._read_span(readers, sources[span.source_id], span, count))
@@ -400,7 +393,7 @@ class Bank:
                 error = caught
             now = self._catalog.span(span.id)
             if now is None:
-                raise BankError(
+                raise Vanished(
                     f"what was remembered of {source.name} from {float(span.start):.1f} to {float(span.stop):.1f} s "
                     "was merged or expired to make room since it was looked up; ask again"
                 ) from error
@@ -421,6 +414,19 @@ class Bank:
                     parts.append([tokens.features, *tokens.layers])
                     found += len(tokens)
         return [torch.cat(blocks)[:count] for blocks in zip(*parts, strict=True)] or [torch.zeros(0, 0)]
+
+    def _keys(self, ids: Tensor, width: int) -> Tensor:
+        """(M, K, width) the keys of spans, rows of zeros where there are fewer."""
+        if not width or not len(ids):
+            return torch.zeros(len(ids), 0, width)
+        found, keys = self._catalog.keys_of(ids, width=width)
+        held, counts = torch.unique(found, return_counts=True)
+        table = torch.zeros(len(held) + 1, int(counts.max()) if len(counts) else 0, width)
+        place = torch.arange(len(found)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        table[torch.arange(len(held)).repeat_interleave(counts), place] = keys
+        at = torch.searchsorted(held, ids).clamp(max=max(len(held) - 1, 0))
+        there = held[at] == ids if len(held) else torch.zeros(len(ids), dtype=torch.bool)
+        return table[torch.where(there, at, len(held))]
 
     def _may_grow(self, num_bytes: int) -> bool:
         limit = self.limits.disk_bytes
@@ -592,6 +598,26 @@ class Writer:
         self.notes += [note for note in span.notes if note not in self.notes]
         if self._learnable is not None:
             self._learnable += len(tokens)
+
+    def describe(self, summary: Mapping[str, Any]) -> None:
+        """Say something about the source while it is written: JSON values, in place of those of the same names."""
+        self._opened()
+        with _reported(self._bank.folder):
+            self._bank._catalog.describe_source(self._source_id, summary)
+
+    def gap(self, start: Fraction, stop: Fraction, reason: str) -> None:
+        """Note a stretch of which nothing was seen.
+
+        Args:
+            start: seconds, exact.  A gap that still lasts is noted again, with the same start.
+            stop: seconds, exact; the gap covers ``[start, stop)``.
+            reason: one line for people.
+        """
+        self._opened()
+        if not start < stop:
+            raise ValueError(f"a gap must start before it stops, got {start} to {stop}")
+        with _reported(self._bank.folder):
+            self._bank._catalog.add_gap(self._source_id, start=start, stop=stop, reason=reason)
 
     def finish(self, summary: Mapping[str, Any], *, duration: Fraction | None = None) -> None:
         """Mark the source complete; the writer takes no more spans.

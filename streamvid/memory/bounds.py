@@ -6,23 +6,23 @@ the catalogue points to it, and what it is made of goes after: a process killed 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 
 from streamvid.budget import Limits
 from streamvid.errors import BankError, SettingsError
-from streamvid.memory.catalog import COMMIT_BYTES, MergedSpan, SourceRecord, SpanRecord
+from streamvid.memory.database import COMMIT_BYTES
 from streamvid.memory.index import unit
-from streamvid.memory.segments import SegmentReader, SegmentWriter, encode_span, file_header, segment_name
+from streamvid.memory.merging import merged_tokens
+from streamvid.memory.records import MergedSpan, SourceRecord, SpanRecord
+from streamvid.memory.segments import SegmentWriter, encode_span
+from streamvid.memory.source_files import DEAD, DEAD_URGENT, SourceFiles
 from streamvid.temporal.methods.memory.merge_time import MergeTime, diverse
-from streamvid.tokens import VideoTokens
 
 if TYPE_CHECKING:
     from streamvid.memory.bank import Bank
@@ -40,15 +40,6 @@ SLACK = 32
 
 LOG_BYTES = 4 * COMMIT_BYTES
 """What a batch of merged spans may add to the catalogue's log."""
-
-MOVED_BYTES = 4 << 20
-"""Bytes of live spans that are copied in one write."""
-
-DEAD = 0.5
-"""Share of a segment file that must be dead before what is alive is moved away and the file deleted."""
-
-DEAD_URGENT = 0.125
-"""The same when there is no other way to get room."""
 
 SPACE, AGE = "space", "age"
 """Reasons of expiry."""
@@ -97,53 +88,11 @@ def fitting_tokens(limits: Limits, bytes_per_token: int, already: int, *, device
     return min(limits.answer_tokens, count)
 
 
-def merged_tokens(parts: Sequence[VideoTokens], method: MergeTime) -> VideoTokens:
-    """The tokens of neighbouring spans as one span of about half as many.
-
-    Frames are put together two by two, so that a merged span has as many frames as each of its parts and each
-    of them lasts twice as long.  A token lies in the row and column of the largest it is made of, appears with
-    the first of them and lasts until the last one ends.
-
-    Args:
-        parts: in time order, of one width.
-        method: says which tokens become one.
-    """
-    tokens = VideoTokens.cat(list(parts))
-    if not len(tokens):
-        return replace(tokens, grid=(1, *tokens.grid[1:]))
-    _, frame = torch.unique(tokens.position[:, 0], return_inverse=True)
-    frame = frame // 2
-    num_frames = int(frame.max()) + 1
-    stop = tokens.pts_seconds + tokens.duration_seconds
-    begin = torch.full((num_frames,), float("inf"), dtype=torch.float64)
-    begin.scatter_reduce_(0, frame, tokens.pts_seconds, "amin")
-    tokens = replace(
-        tokens,
-        position=torch.cat([frame[:, None], tokens.position[:, 1:]], dim=1),
-        grid=(num_frames, *tokens.grid[1:]),
-    )
-    plan = method.consolidate(tokens, (len(tokens) + 1) // 2)
-    out = tokens.reduce(plan)
-    rows, columns, _ = plan.entries()
-    first = torch.full((plan.num_outputs,), num_frames).scatter_reduce_(0, rows, frame[columns], "amin")
-    last = torch.full((plan.num_outputs,), float("-inf"), dtype=torch.float64)
-    last.scatter_reduce_(0, rows, stop[columns], "amax")
-    out = replace(
-        out,
-        position=torch.cat([first[:, None], out.position[:, 1:]], dim=1),
-        pts_seconds=begin[first],
-        duration_seconds=last - begin[first],
-    )
-    _, height, width = out.grid
-    place = (first * height + out.position[:, 1]) * width + out.position[:, 2]
-    return out.select(torch.argsort(place, stable=True))
-
-
-class Holding:
+class Holding(SourceFiles):
     """One source, held for writing, while room is made in it.
 
-    Counts spans by level and live bytes by file from an index of all its spans once, and keeps count from
-    there on: the caller says what it appends.
+    Counts spans by level, too, from an index of all its spans once, and keeps count from there on: the caller
+    says what it appends.
 
     Args:
         bank: where the source is.
@@ -155,38 +104,12 @@ class Holding:
     def __init__(
         self, bank: Bank, source: SourceRecord, segments: SegmentWriter | None, *, method: MergeTime | None = None
     ) -> None:
-        self.source = source
-        self.segments = segments
+        super().__init__(bank, source, segments)
         self.tokens, self.spans = source.tokens, source.spans
-        self._bank, self._catalog = bank, bank._catalog
-        self._folder = bank.folder / source.folder
+        self.merged_spans = self.expired_spans = 0
+        """Spans that were merged into others, and spans that were forgotten, since it was taken."""
         self._method = method or MergeTime()
         self._levels = self._catalog.level_counts(source.id)
-        self._live = self._catalog.live_bytes(source.id)
-        self._lead = len(file_header(source.key))
-        self._sizes = {path.name: path.stat().st_size for path in self._folder.glob("*.seg")}
-        for name in self._sizes.keys() - self._live.keys():  # of a process that did not live to delete it
-            if name != self._current:
-                (self._folder / name).unlink()
-                del self._sizes[name]
-        if self.num_bytes != source.num_bytes:
-            self._catalog.set_bytes(source.id, self.num_bytes)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of its segment files."""
-        return sum(self._sizes.values())
-
-    @property
-    def _current(self) -> str | None:
-        return None if self.segments is None else self.segments._name
-
-    def close(self) -> None:
-        """Close the segment file, and delete it if it was begun and not written to."""
-        if self.segments is not None:
-            self.segments.close()
-            if self._current not in self._sizes:
-                (self._folder / str(self._current)).unlink(missing_ok=True)
 
     def added(self, *, file: str, num_bytes: int, disk_bytes: int, tokens: int) -> None:
         """Count a span that the caller appended."""
@@ -222,6 +145,7 @@ class Holding:
                 f"streamvid memory repair --memory {self._bank.folder}"
             )
         self._merge(entries[:taken])
+        self.merged_spans += taken
         self.reclaim(DEAD_URGENT if urgent else DEAD)
         return True
 
@@ -243,33 +167,11 @@ class Holding:
         if not spans:
             return False
         self._catalog.expire_spans(self.source.id, spans, reason=reason)
+        self.expired_spans += len(spans)
         for span in spans:
             self._gone(span)
         self.reclaim(DEAD)
         return True
-
-    def reclaim(self, dead: float) -> None:
-        """Delete segment files without live spans, and empty those of which more than a share is dead.
-
-        While more than an eighth of the source is dead, an eighth of a file is enough, the deadest first.
-        """
-        for name in sorted(self._sizes, key=self._dead, reverse=True):
-            # More than an eighth dead in all is too much: spans would be merged though there is room.
-            share = dead if 8 * sum(map(self._dead, self._sizes)) <= self.num_bytes else DEAD_URGENT
-            live = self._live.get(name, 0)
-            if self._dead(name) <= share * self._sizes[name]:
-                continue
-            if name == self._current:
-                self._roll()
-            if live:
-                self._move(name)
-            (self._folder / name).unlink()
-            del self._sizes[name]
-            self._live.pop(name, None)
-            self._catalog.set_bytes(self.source.id, self.num_bytes)
-
-    def _dead(self, name: str) -> int:
-        return self._sizes[name] - self._lead - self._live.get(name, 0)
 
     def _merge(self, entries: Sequence[tuple[SpanRecord, torch.Tensor]]) -> None:
         """Merge spans two by two: written, then swapped in the catalogue, in one go."""
@@ -318,77 +220,6 @@ class Holding:
             self.tokens += merged.tokens
         self.spans += len(made)
 
-    def _read(self, spans: Sequence[SpanRecord]) -> list[VideoTokens]:
-        found = []
-        reader: SegmentReader | None = None
-        try:
-            for span in spans:
-                path = self._folder / span.file
-                if reader is None or reader.path != path:
-                    if reader is not None:
-                        reader.close()
-                    reader = SegmentReader(path, key=self.source.key, codecs=self._bank.codecs)
-                found.append(reader.read(span.offset))
-        finally:
-            if reader is not None:
-                reader.close()
-        return found
-
-    def _move(self, name: str) -> None:
-        """Copy the live spans of a file, as they are, to the end of what is written."""
-        spans = self._catalog.in_file(self.source.id, name)
-        with open(self._folder / name, "rb") as file:
-            while spans:
-                sizes = itertools.accumulate(num_bytes for _, _, num_bytes in spans)
-                count = max(1, sum(1 for _ in itertools.takewhile(lambda size: size <= MOVED_BYTES, sizes)))
-                self._copy(file, spans[:count])
-                spans = spans[count:]
-
-    def _copy(self, file: BinaryIO, spans: Sequence[tuple[int, int, int]]) -> None:
-        data, places, end = [], [], 0
-        for span_id, offset, num_bytes in spans:
-            file.seek(offset)
-            data.append(file.read(num_bytes))
-            if len(data[-1]) != num_bytes:
-                raise BankError(
-                    f"{file.name} ends before its last span; run: streamvid memory repair --memory {self._bank.folder}"
-                )
-            places.append((span_id, end))
-            end += num_bytes
-        self._append(
-            b"".join(data),
-            lambda name, offset, cost: self._catalog.move_spans(
-                self.source.id, [(i, offset + at) for i, at in places], file=name, disk_bytes=cost
-            ),
-        )
-
-    def _append(self, data: bytes, enter: Callable[[str, int, int], None]) -> None:
-        """Write bytes, then have them entered under their file, offset and cost; taken back if that fails."""
-        if self.segments is None:
-            self._roll()
-        assert self.segments is not None
-        cost = self.segments.cost(data)
-        file, offset = self.segments.append(data)
-        try:
-            enter(file, offset, cost)
-        except Exception:  # not KeyboardInterrupt: it may come just after the commit, and the span is in then
-            self.segments.undo()
-            raise
-        self._wrote(file, len(data), cost)
-
-    def _roll(self) -> None:
-        """Begin a new segment file, so that no other is being written."""
-        last = max([*self._sizes, *([self._current] if self._current else [])], default="")
-        name = segment_name(int(Path(last).stem) + 1 if last else 0)
-        self.close()
-        self.segments = SegmentWriter(
-            self._folder, key=self.source.key, segment_bytes=self._bank._segment_bytes, last=(name, 0)
-        )
-
-    def _wrote(self, file: str, num_bytes: int, disk_bytes: int) -> None:
-        self._sizes[file] = self._sizes.get(file, 0) + disk_bytes
-        self._live[file] = self._live.get(file, 0) + num_bytes
-
     def _gone(self, span: SpanRecord) -> None:
         self._live[span.file] -= span.num_bytes
         self._levels[span.level] -= 1
@@ -398,14 +229,119 @@ class Holding:
         self.spans -= 1
 
 
-class Room:
+class Folder:
+    """Makes room in a memory folder as a whole, in what nobody else writes and nobody keeps.
+
+    What can be made anew goes first: saved indexes, kept keys and values.  Then sources give way: of those that
+    are not pinned and not being written elsewhere, the one with most bytes per hour, time and again.  When none
+    can be merged further, the oldest source expires its oldest spans.
+
+    Args:
+        bank: the memory.
+        own: a source that the caller holds for writing; None: none.
+    """
+
+    def __init__(self, bank: Bank, own: Holding | None = None) -> None:
+        self.merged_spans = self.expired_spans = self.freed_bytes = 0
+        """Done so far to sources other than ``own``, and copies of which nothing is lost."""
+        self._bank, self._limits, self._own = bank, bank.limits, own
+
+    @contextmanager
+    def held(self, source_id: int) -> Iterator[Holding | None]:
+        """A source to make room in: the caller's own, or one taken for it; None if another has it or it is gone."""
+        if self._own is not None and source_id == self._own.source.id:
+            yield self._own
+            return
+        bank = self._bank
+        source = bank._catalog.source_by_id(source_id)
+        with ExitStack() as stack:
+            try:
+                if source is not None:
+                    stack.enter_context(bank._locked(source.key, source.name))
+                    source = bank._catalog.source_by_id(source_id)
+            except BankError:
+                source = None
+            if source is None:
+                yield None
+                return
+            holding = Holding(bank, source, None)
+            try:
+                yield holding
+            finally:
+                holding.close()
+                self.merged_spans += holding.merged_spans
+                self.expired_spans += holding.expired_spans
+                self.freed_bytes += source.num_bytes - holding.num_bytes
+
+    def drop_copies(self) -> bool:
+        """Delete what can be made anew: saved indexes, and kept keys and values of prompts; False if there is none."""
+        catalog = self._bank._catalog
+        indexes, kept = catalog.snapshot_bytes(), list((self._bank.folder / "kv").glob("*.safetensors"))
+        if indexes:
+            with catalog.transaction():
+                catalog.execute("DELETE FROM snapshots")
+            self._bank._snapshots.sweep()
+        for path in kept:
+            indexes += path.stat().st_size
+            path.unlink(missing_ok=True)
+        self.freed_bytes += indexes
+        return bool(indexes or kept)
+
+    def merge_heaviest(self, need: int, limit: int) -> int:
+        """Merge in the source with most bytes per hour, time and again; returns the bytes that are lacking."""
+        spent: set[int] = set()
+        catalog = self._bank._catalog
+        while need > 0:
+            loads = [load for load in catalog.loads() if not load.pinned and load.source_id not in spent]
+            if not loads:
+                break
+            heaviest = max(loads, key=lambda load: load.bytes_per_hour)
+            with self.held(heaviest.source_id) as holding:
+                if holding is None:
+                    spent.add(heaviest.source_id)
+                    continue
+                freed, more = self.relieve(holding, min(need, max(limit // (2 * FILES), SMALLEST_FILE)), limit)
+            need -= freed
+            if not more:
+                spent.add(heaviest.source_id)
+        catalog.give_back()
+        return need
+
+    def expire_oldest(self, need: int) -> int:
+        """Expire the oldest spans of the oldest source, then of the next; returns the bytes that are lacking."""
+        catalog = self._bank._catalog
+        for load in catalog.loads():
+            if need <= 0:
+                break
+            if load.pinned:
+                continue
+            with self.held(load.source_id) as holding:
+                if holding is None:
+                    continue
+                before = holding.num_bytes
+                while before - holding.num_bytes < need:
+                    if not holding.expire(1, reason=SPACE):
+                        holding.reclaim(DEAD_URGENT)
+                        break
+                need -= before - holding.num_bytes
+        catalog.give_back()
+        return need
+
+    def relieve(self, holding: Holding, need: int, limit: int) -> tuple[int, bool]:
+        """Merge until so many bytes are free; returns how many are, and whether more could be."""
+        before = holding.num_bytes
+        while before - holding.num_bytes < need:
+            if not holding.merge(urgent=holding.num_bytes > before + limit // (2 * FILES)):
+                holding.reclaim(DEAD_URGENT)
+                return before - holding.num_bytes, False
+        return before - holding.num_bytes, True
+
+
+class Room(Folder):
     """Sees to it that what one writer appends fits the limits.
 
-    When the folder is full, what can be made anew goes first: saved indexes, kept keys and values.  Then
-    sources give way: of those that are not pinned and not being written
-    elsewhere, the one with most bytes per hour, time and again.  When none can be merged further, the oldest
-    source expires its oldest spans.  A writer whose source weighs most makes room in it before the folder is
-    full, so that others, which cannot touch it meanwhile, need not give way for it.
+    A writer whose source weighs most makes room in it before the folder is full, so that others, which cannot
+    touch it meanwhile, need not give way for it.
 
     Args:
         bank: the memory.
@@ -413,8 +349,8 @@ class Room:
     """
 
     def __init__(self, bank: Bank, holding: Holding) -> None:
+        super().__init__(bank, holding)
         self.holding = holding
-        self._bank, self._limits = bank, bank.limits
         self._calm = 0
         """Bytes of the folder up to which nobody is asked whether to make room early."""
         self._aged: Fraction | None = None
@@ -470,7 +406,7 @@ class Room:
         if holding.num_bytes + disk_bytes <= high:
             return
         self._unpinned(f"may hold {limit} bytes, holds {holding.num_bytes}, and needs {disk_bytes} more")
-        self._relieve(holding, holding.num_bytes + disk_bytes - high + limit // SLACK, limit)
+        self.relieve(holding, holding.num_bytes + disk_bytes - high + limit // SLACK, limit)
         while holding.num_bytes + disk_bytes > high:
             if not holding.expire(1, reason=SPACE):
                 break
@@ -481,13 +417,13 @@ class Room:
             )
 
     def _fit_folder(self, cost: int, limit: int) -> None:
-        used = self._used()
+        used = self._bank.usage()
         high = limit - reserve_bytes(limit) - LOG_BYTES
         low = high - limit // SLACK
         if used + cost <= max(low, self._calm):
             return
-        if self._drop_copies():
-            used = self._used()
+        if self.drop_copies():
+            used = self._bank.usage()
             if used + cost <= low:
                 return
         if used + cost <= high:
@@ -495,81 +431,20 @@ class Room:
             loads = [load for load in self._bank._catalog.loads() if not load.pinned]
             heaviest = max(loads, key=lambda load: load.bytes_per_hour, default=None)
             if heaviest is not None and heaviest.source_id == self.holding.source.id:
-                self._relieve(self.holding, limit // FILES, limit)
+                self.relieve(self.holding, limit // FILES, limit)
                 self._calm = 0
             return
         self._calm = 0
-        need = used + cost - low
-        left = self._merge_heaviest(need, limit)
-        if left > 0:
-            # For peace, merging is enough; expire only what is needed at once.
-            self._expire_oldest(left - limit // SLACK)
-        used = self._used()
-        if used + cost > limit:
-            raise BankError(self._full(used, cost, limit))
-
-    def _used(self) -> int:
-        return self._bank.usage()
-
-    def _drop_copies(self) -> bool:
-        """Delete what can be made anew: saved indexes, and kept keys and values of prompts; False if there is none."""
-        catalog = self._bank._catalog
-        indexes, kept = catalog.snapshot_bytes(), list((self._bank.folder / "kv").glob("*.safetensors"))
-        if indexes:
-            with catalog.transaction():
-                catalog.execute("DELETE FROM snapshots")
-            self._bank._snapshots.sweep()
-        for path in kept:
-            path.unlink(missing_ok=True)
-        return bool(indexes or kept)
-
-    def _merge_heaviest(self, need: int, limit: int) -> int:
-        """Merge in the source with most bytes per hour, time and again; returns the bytes that are lacking."""
-        spent: set[int] = set()
-        catalog = self._bank._catalog
-        while need > 0:
-            loads = [load for load in catalog.loads() if not load.pinned and load.source_id not in spent]
-            if not loads:
-                break
-            heaviest = max(loads, key=lambda load: load.bytes_per_hour)
-            with _held(self._bank, heaviest.source_id, self.holding) as holding:
-                if holding is None:
-                    spent.add(heaviest.source_id)
-                    continue
-                freed, more = self._relieve(holding, min(need, max(limit // (2 * FILES), SMALLEST_FILE)), limit)
-            need -= freed
-            if not more:
-                spent.add(heaviest.source_id)
-        catalog.give_back()
-        return need
-
-    def _expire_oldest(self, need: int) -> None:
-        """Expire the oldest spans of the oldest source, then of the next, until so many bytes are free."""
-        catalog = self._bank._catalog
-        for load in catalog.loads():
-            if need <= 0:
-                break
-            if load.pinned:
-                continue
-            with _held(self._bank, load.source_id, self.holding) as holding:
-                if holding is None:
-                    continue
-                before = holding.num_bytes
-                while before - holding.num_bytes < need:
-                    if not holding.expire(1, reason=SPACE):
-                        holding.reclaim(DEAD_URGENT)
-                        break
-                need -= before - holding.num_bytes
-        catalog.give_back()
-
-    def _relieve(self, holding: Holding, need: int, limit: int) -> tuple[int, bool]:
-        """Merge until so many bytes are free; returns how many are, and whether more could be."""
-        before = holding.num_bytes
-        while before - holding.num_bytes < need:
-            if not holding.merge(urgent=holding.num_bytes > before + limit // (2 * FILES)):
-                holding.reclaim(DEAD_URGENT)
-                return before - holding.num_bytes, False
-        return before - holding.num_bytes, True
+        # Twice: what a power cut left in the files of a source is counted only once the source is taken.
+        for _ in range(2):
+            left = self.merge_heaviest(used + cost - low, limit)
+            if left > 0:
+                # For peace, merging is enough; expire only what is needed at once.
+                self.expire_oldest(left - limit // SLACK)
+            used = self._bank.usage()
+            if used + cost <= limit:
+                return
+        raise BankError(self._full(used, cost, limit))
 
     def _unpinned(self, what: str) -> None:
         source = self.holding.source
@@ -592,27 +467,3 @@ class Room:
             f"memory in {self._bank.folder} may hold {limit} bytes, holds {used}, and needs {cost} more, and {why}; "
             "remove a source or raise the limit, then run the same again: it goes on after the last stored span"
         )
-
-
-@contextmanager
-def _held(bank: Bank, source_id: int, own: Holding) -> Iterator[Holding | None]:
-    """A source to make room in: the writer's own, or one taken for it; None if another has it or it is gone."""
-    if source_id == own.source.id:
-        yield own
-        return
-    source = bank._catalog.source_by_id(source_id)
-    with ExitStack() as stack:
-        try:
-            if source is not None:
-                stack.enter_context(bank._locked(source.key, source.name))
-                source = bank._catalog.source_by_id(source_id)
-        except BankError:
-            source = None
-        if source is None:
-            yield None
-            return
-        holding = Holding(bank, source, None)
-        try:
-            yield holding
-        finally:
-            holding.close()

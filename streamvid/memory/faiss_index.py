@@ -164,6 +164,8 @@ class ApproximateIndex(Index):
         MissingExtra: if faiss is not installed.
     """
 
+    exact = False
+
     retrain_growth: ClassVar[float] = 4.0
     """It is trained anew when it holds more than so many times the keys it was trained for."""
 

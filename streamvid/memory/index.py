@@ -43,6 +43,9 @@ class Index(ABC):
     kind: ClassVar[str]
     """What it is asked for by."""
 
+    exact: ClassVar[bool] = True
+    """Whether every key is compared with the query, so that asking for all costs no more than asking for few."""
+
     note: str = ""
     """What the caller should tell the user about this index, once; empty for nothing."""
 

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from streamvid.memory.segments import sync_folder
 
-FORMAT = 1
+FORMAT = 2
+"""2: checksums cover dtypes and shapes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +73,61 @@ def save_kv(path: Path, kept: KeptKv, *, digest: str) -> None:
 
 def load_kv(path: Path, *, digest: str, device: str | torch.device = "cpu") -> KeptKv | None:
     """What was kept for a memory key; None if there is nothing, or anything about it is not as written."""
+    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            text = metadata.get("streamvid", "")
-            if metadata.get("crc") != str(zlib.crc32(text.encode())):
-                return None
-            told = json.loads(text)
-            if told.get("format") != FORMAT or told.get("key") != digest:
-                return None
-            names = told["crc"]
-            tensors = {name: file.get_tensor(name) for name in names}
-        if any(_crc(tensors[name]) != crc for name, crc in names.items()):
-            return None
-    except (OSError, SafetensorError, ValueError, KeyError):
+        told = _check(path, digest=digest, tensors=tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
     count = len(tensors) // 2
     layers = [(tensors[f"k{index}"].to(device), tensors[f"v{index}"].to(device)) for index in range(count)]
     return KeptKv([(int(end), str(text)) for end, text in told["blocks"]], layers)
+
+
+def intact_kv(path: Path, *, digest: str) -> bool:
+    """Whether every byte of a file is as written and for this memory key; holds one tensor in memory.
+
+    One that an older streamvid wrote is not: it is as good as absent.
+    """
+    try:
+        _check(path, digest=digest)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _check(path: Path, *, digest: str, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """What a file says of itself; raises if one byte of it is not as written.
+
+    Args:
+        path: the file.
+        digest: of the memory key it must belong to.
+        tensors: takes what the file holds; None: it is only looked at.
+    """
+    with open(path, "rb") as plain:
+        length = int.from_bytes(plain.read(8), "little")
+        if length > os.fstat(plain.fileno()).st_size:
+            raise ValueError("it is cut")
+        text = plain.read(length).decode("ascii")
+    header = json.loads(text)
+    # As safetensors writes it, so that no byte of it can say the same in another way.
+    written = json.dumps(header, separators=(",", ":"))
+    if text != written + " " * (-len(written) % 8):
+        raise ValueError("its header is not as written")
+    with safe_open(path, framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        about = metadata["streamvid"]
+        if metadata != {"streamvid": about, "crc": str(zlib.crc32(about.encode()))}:
+            raise ValueError("what it says of itself is not as written")
+        told: dict[str, Any] = json.loads(about)
+        if told["format"] != FORMAT or told["key"] != digest or header.keys() != {"__metadata__", *told["crc"]}:
+            raise ValueError("it is of another format or key")
+        for name, crc in told["crc"].items():
+            tensor = file.get_tensor(name)
+            if _crc(tensor) != crc:
+                raise ValueError(f"{name} is not as written")
+            if tensors is not None:
+                tensors[name] = tensor
+    return told
 
 
 def size_of(layers: Sequence[tuple[Tensor, Tensor]]) -> int:
@@ -105,4 +144,5 @@ def folder_bytes(folder: Path) -> int:
 
 
 def _crc(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.view(torch.uint8).reshape(-1).numpy().data)
+    about = f"{tensor.dtype} {tuple(tensor.shape)}"
+    return zlib.crc32(tensor.view(torch.uint8).reshape(-1).numpy().data, zlib.crc32(about.encode("ascii")))

@@ -6,13 +6,22 @@ Knows what is in segment files; what the catalogue adds for a span is not in it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
+from streamvid.memory.bank import Bank
 from streamvid.memory.codec import CODECS, Codec, CodecSetting
 from streamvid.memory.keys import MemoryKey
-from streamvid.memory.segments import ROW_BYTES, file_header, span_bytes, span_meta
+from streamvid.memory.records import SourceRecord
+from streamvid.memory.segments import ROW_BYTES, SegmentReader, file_header, span_bytes, span_meta
 
 HOUR = 3600
+
+SHOWN = ("fp32", "fp16", "sq8", "sq8+sq4", "sq4", "sq8+pq", "pq")
+"""Codec settings worth comparing, from exact to small."""
+
+COUNTED_SPANS = 3600
+"""Spans that are laid out one by one for an hour of a source; of more a part is, and the rest is like it."""
 
 FAMILIES: Mapping[str, tuple[int, int]] = {
     "toy": (192, 1),
@@ -114,8 +123,84 @@ def hour_bytes(
     return total
 
 
+@dataclass(frozen=True, slots=True)
+class SourceHour:
+    """What an hour of one remembered source takes."""
+
+    megabytes: float
+    """Of segment files (10^6 bytes), as they lie on the disk; space not given back yet is in it."""
+
+    tokens: float
+    spans: float
+    width: int
+    """D"""
+
+    layers: int
+    """Further layers of each token."""
+
+    codec: str
+    """What most spans store features as, with the layers' codec of the last of them."""
+
+    stored_as: Mapping[str, int]
+    """Spans by what they store features as, most first."""
+
+    by_codec: Mapping[str, float]
+    """Megabytes of the same tokens in each codec setting, ranges learned and never left; `codec` is among them."""
+
+
+def source_hour(bank: Bank, source: SourceRecord) -> SourceHour | None:
+    """What an hour of a source takes, measured over the length of its video; None if nothing is stored of it.
+
+    Raises:
+        BankError: if its last span cannot be read.
+    """
+    seconds = source.duration if source.duration is not None else source.stop
+    with bank._catalog.snapshot():
+        kinds = bank._catalog.execute(
+            "SELECT codec, COUNT(*) AS spans, MAX(id) AS last FROM spans WHERE source_id = ? GROUP BY codec "
+            "ORDER BY spans DESC, codec",
+            source.id,
+        ).fetchall()
+        last = bank._catalog.span(kinds[0]["last"]) if kinds else None
+    if last is None or not seconds:
+        return None
+    with SegmentReader(bank.folder / source.folder / last.file, key=source.key) as reader:
+        head = reader.head(last.offset)
+    used = str(CodecSetting(head.codecs[0], head.codecs[-1]))
+    hours = float(seconds) / HOUR
+    tokens, spans = source.tokens / hours, source.spans / hours
+    parts = -(-int(spans) // COUNTED_SPANS) or 1
+    by_codec = {
+        setting: parts
+        * hour_bytes(
+            setting,
+            tokens_per_hour=round(tokens / parts),
+            width=head.width,
+            layers=len(head.codecs) - 1,
+            spans_per_hour=max(1, round(spans / parts)),
+            keys_per_span=head.key_shape[0],
+            key_width=head.key_shape[1],
+            key=source.key,
+            dtype=str(head.dtype).removeprefix("torch."),
+            grid=head.grid,
+        )
+        / 1e6
+        for setting in dict.fromkeys((*SHOWN, used))
+    }
+    return SourceHour(
+        megabytes=source.num_bytes / 1e6 / hours,
+        tokens=tokens,
+        spans=spans,
+        width=head.width,
+        layers=len(head.codecs) - 1,
+        codec=used,
+        stored_as={kind["codec"]: kind["spans"] for kind in kinds},
+        by_codec=by_codec,
+    )
+
+
 def table(
-    codecs: Sequence[str] = ("fp16", "sq8", "sq8+sq4", "sq4", "sq8+pq", "pq"),
+    codecs: Sequence[str] = SHOWN,
     *,
     tokens_per_hour: int = 6000,
     spans_per_hour: int = 450,
@@ -123,12 +208,17 @@ def table(
     """Megabytes an hour in Markdown, codecs down, families across."""
     lines = ["| MB an hour | " + " | ".join(FAMILIES) + " |", "|---|" + "---:|" * len(FAMILIES)]
     for codec in codecs:
-        cells = [
-            f"{megabytes_per_hour(codec, tokens_per_hour, width, layers, spans_per_hour):.1f}"
-            for width, layers in FAMILIES.values()
-        ]
-        lines.append(f"| {codec} | " + " | ".join(cells) + " |")
+        cells = by_family(codec, tokens_per_hour=tokens_per_hour, spans_per_hour=spans_per_hour).values()
+        lines.append(f"| {codec} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def by_family(codec: str, *, tokens_per_hour: int, spans_per_hour: int) -> dict[str, float]:
+    """Megabytes an hour for each of `FAMILIES`; see `megabytes_per_hour`."""
+    return {
+        name: megabytes_per_hour(codec, tokens_per_hour, width, layers, spans_per_hour)
+        for name, (width, layers) in FAMILIES.items()
+    }
 
 
 def _stored_as(codec: Codec, tokens: int, width: int, *, learned: bool) -> Codec:

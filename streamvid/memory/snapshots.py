@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from streamvid.errors import BankError
-from streamvid.memory.catalog import Catalog, SnapshotRecord
+from streamvid.memory.catalog import Catalog
 from streamvid.memory.faiss_index import (
     REMOVED_SHARE,
     TAIL_SHARE,
@@ -36,6 +36,7 @@ from streamvid.memory.faiss_index import (
     new_index,
 )
 from streamvid.memory.index import BLOCK_IDS, FlatIndex, Index
+from streamvid.memory.records import SnapshotRecord
 
 FOLDER_NAME = "index"
 

@@ -28,19 +28,11 @@ from typing import Any, BinaryIO
 
 from streamvid.errors import BankError
 from streamvid.memory.bank import SEGMENT_BYTES, Bank
-from streamvid.memory.care import (
-    BLOCK_BYTES,
-    HISTORY,
-    INCOMING,
-    SOURCE_COLUMNS,
-    blocks,
-    enter_spans,
-    insert_history,
-    insert_source,
-)
-from streamvid.memory.catalog import SourceRecord
+from streamvid.memory.care import BLOCK_BYTES, INCOMING, blocks
 from streamvid.memory.codebooks import Codebook
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.records import SourceRecord
+from streamvid.memory.rows import HISTORY, SOURCE_COLUMNS, enter_spans, insert_history, insert_source
 from streamvid.memory.segments import SegmentReader, SpanHead, file_header, segment_name, sync_folder
 
 FORMAT = 1

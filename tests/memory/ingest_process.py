@@ -22,8 +22,9 @@ import torch
 
 from streamvid.memory import segments
 from streamvid.memory.bank import Bank
-from streamvid.memory.care import verify
-from streamvid.memory.catalog import Catalog, State
+from streamvid.memory.catalog import Catalog
+from streamvid.memory.records import State
+from streamvid.memory.verify import verify
 from tests.memory.spans import KEY, append, span_times, store
 
 SPANS = 5

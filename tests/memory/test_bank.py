@@ -18,7 +18,7 @@ from streamvid.errors import BankError, MissingExtra, SettingsError
 from streamvid.memory import bank as bank_module
 from streamvid.memory import faiss_index, segments
 from streamvid.memory.bank import Bank, default_folder
-from streamvid.memory.catalog import State
+from streamvid.memory.records import State
 from tests.memory.ingest_process import LIVE_SPANS
 from tests.memory.spans import (
     KEY,
@@ -87,10 +87,14 @@ def test_view_pads_keys_and_index_finds_spans(tmp_path: Path) -> None:
                 start, stop = span_times(number)
                 writer.append(span_tokens(number), start=start, stop=stop, keys=keys)
             source_id = writer.source_id
-        view = bank.view(source_id)
-        assert view.keys.shape == (3, 3, 8)
-        length = view.keys.norm(dim=2)
-        torch.testing.assert_close(length, torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 1, 1]]))
+        ids, view = bank.view(source_id)
+        assert ids.tolist() == [span.id for span in bank.spans(source_id)]
+        keys = view.keys[torch.arange(3)]
+        assert keys.shape == (3, 3, 8) and view.key_width == 8
+        torch.testing.assert_close(keys.norm(dim=2), torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 1, 1]]))
+        torch.testing.assert_close(view.keys[torch.tensor([2, 1])], keys[[2, 1]])
+        torch.testing.assert_close(view.select(torch.tensor([1, 2])).keys[torch.tensor([1])], keys[[2]])
+        assert view.likeness(keys[2, 1], torch.tensor([2, 1])).tolist() == [pytest.approx(1), -1]
         assert view.tokens.tolist() == [100, 100, 100]
         assert view.start_seconds.tolist() == [float(span_times(n)[0]) for n in range(3)]
         spans = bank.spans(source_id)
@@ -160,7 +164,7 @@ def test_another_process_reads_while_one_writes(ingesting: tuple[subprocess.Pope
             spans = bank.spans(source.id)
             if spans:
                 assert_same(bank.read([(spans[-1], 100)])[0], span_tokens(len(spans) - 1))
-                assert len(bank.view(source.id).tokens) >= len(spans)
+                assert len(bank.view(source.id)[0]) >= len(spans)
             seen.append(len(spans))
     assert seen == sorted(seen)
 

@@ -20,9 +20,11 @@ from streamvid.budget import Limits
 from streamvid.errors import BankError, SettingsError
 from streamvid.memory import bounds
 from streamvid.memory.bank import Bank, Writer
-from streamvid.memory.bounds import fitting_tokens, merged_tokens
-from streamvid.memory.catalog import Catalog, SpanRecord
+from streamvid.memory.bounds import fitting_tokens
+from streamvid.memory.catalog import Catalog
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.merging import merged_tokens
+from streamvid.memory.records import SpanRecord
 from streamvid.memory.segments import SegmentWriter
 from streamvid.temporal.methods.memory.merge_time import MergeTime
 from streamvid.tokens import VideoTokens
@@ -100,9 +102,10 @@ def check_whole(bank: Bank, source_id: int, *, seconds: int, first: int = 0) -> 
     files = {p.name: p.stat().st_size for p in (bank.folder / source.folder).glob("*.seg")}
     assert source.num_bytes == sum(files.values())
     assert set(files) == {s.file for s in spans}
-    view = bank.view(source_id)
-    length = view.keys.norm(dim=2)
-    assert bool(((length - 1).abs() < 1e-5).any(1).all()) and view.keys.shape[1] <= 4
+    ids, view = bank.view(source_id)
+    assert ids.tolist() == [span.id for span in spans]
+    keys = view.keys[torch.arange(len(ids))]
+    assert bool(((keys.norm(dim=2) - 1).abs() < 1e-5).any(1).all()) and keys.shape[1] <= 4
     return spans
 
 
@@ -493,7 +496,7 @@ def test_moved_spans_are_read_from_where_they_went(tmp_path: Path) -> None:
     with Bank.open(tmp_path, codec="fp16") as bank:
         source_id = store(bank, KEY, range(4))
         spans = bank.spans(source_id)
-        with bounds._held(bank, source_id, _nothing(bank)) as holding:
+        with bounds.Folder(bank).held(source_id) as holding:
             assert holding is not None
             bank._catalog.expire_spans(source_id, spans[:3], reason="space")
             for span in spans[:3]:
@@ -504,11 +507,6 @@ def test_moved_spans_are_read_from_where_they_went(tmp_path: Path) -> None:
         assert_same(bank.read([(spans[3], 100)])[0], span_tokens(3))
         with pytest.raises(BankError, match="ask again"):
             bank.read([(spans[0], 100)])
-
-
-def _nothing(bank: Bank) -> bounds.Holding:
-    source = bank._catalog.add_source(source_key("none"), path="n", name="n")
-    return bounds.Holding(bank, source, None)
 
 
 def test_an_append_costs_the_same_however_much_is_remembered(tmp_path: Path) -> None:

@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 
 from streamvid.errors import BankError
 from streamvid.memory.bank import Bank
-from streamvid.memory.care import Kind, Verified, compact, repair, verify
-from streamvid.memory.catalog import FILE_NAME, State
+from streamvid.memory.care import Kind
+from streamvid.memory.compact import compact
 from streamvid.memory.keys import MemoryKey
-from tests.memory.spans import KEY, append, assert_same, source_key, span_keys, span_times, span_tokens, store
+from streamvid.memory.records import State
+from streamvid.memory.repair import repair
+from streamvid.memory.schema import FILE_NAME
+from streamvid.memory.verify import Verified, verify
+from tests.memory.spans import KEY, append, assert_same, best, source_key, span_keys, span_times, span_tokens, store
 
 
 def opened(folder: Path, **settings: Any) -> Bank:
@@ -291,7 +295,7 @@ def test_a_damaged_file_header_or_key_copy_costs_nothing(tmp_path: Path) -> None
         assert path.read_bytes() == good
 
 
-def test_a_missing_file_and_a_cut_one_lose_their_spans_only(tmp_path: Path) -> None:
+def test_a_missing_file_loses_its_spans_and_a_cut_one_the_end_of_one(tmp_path: Path) -> None:
     with opened(tmp_path, segment_bytes=20_000) as bank:
         source_id = store(bank, KEY, range(6))
         files = [s.file for s in bank.spans(source_id)]
@@ -299,12 +303,13 @@ def test_a_missing_file_and_a_cut_one_lose_their_spans_only(tmp_path: Path) -> N
     assert len(paths) >= 3
     paths[0].unlink()
     os.truncate(paths[-1], paths[-1].stat().st_size - 500)
-    lost = files.count(paths[0].name) + 1
+    lost = files.count(paths[0].name)
     seen = verified(tmp_path)
-    assert seen.num_problems == lost and "is missing" in seen.problems[0].text
+    assert seen.num_problems == lost + 1 and "is missing" in seen.problems[0].text
     assert repair(tmp_path).lost_spans == lost
     assert verified(tmp_path).problems == []
-    assert len(spans_of(tmp_path)) == 6 - lost
+    left = spans_of(tmp_path)
+    assert len(left) == 6 - lost and [tokens for _, tokens in left] == [100] * (5 - lost) + [64]
 
 
 def test_a_torn_tail_is_no_damage_and_is_cut(tmp_path: Path) -> None:
@@ -341,13 +346,15 @@ def test_another_sources_file_in_place_of_ones_own_is_found(tmp_path: Path) -> N
     assert len(spans_of(tmp_path, source_key("blue"))) == 2
 
 
-def test_a_damaged_or_missing_codebook_is_found(tmp_path: Path) -> None:
+def test_a_damaged_codebook_that_no_span_needs_is_set_aside(tmp_path: Path) -> None:
     small(tmp_path)
     (tmp_path / "codebooks").mkdir()
     (tmp_path / "codebooks" / f"{'0' * 64}.book").write_bytes(b"not that")
     seen = verified(tmp_path)
-    assert [p.kind for p in seen.problems] == [Kind.CODEBOOK]
-    assert len(repair(tmp_path).left) == 1
+    assert [p.kind for p in seen.problems] == [Kind.SPARE] and "no span needs it" in seen.problems[0].text
+    done = repair(tmp_path)
+    assert not done.left and "moved to broken/" in done.done[0]
+    assert verified(tmp_path).problems == []
 
 
 def test_a_source_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
@@ -507,7 +514,8 @@ def test_random_damage_is_always_mended(tmp_path: Path) -> None:
             for source in bank.sources():
                 for span in bank.spans(source.id):
                     number = [span_times(n)[0] for n in range(6)].index(span.start)
-                    assert_same(bank.read([(span, 100)])[0], span_tokens(number))
+                    whole = span_tokens(number)
+                    assert_same(bank.read([(span, span.tokens)])[0], best(whole, span.tokens))
 
 
 def test_a_merged_span_stands_for_what_it_was_made_of_in_a_built_catalogue(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from streamvid.errors import BankError
 from streamvid.memory.bank import Bank
-from streamvid.memory.catalog import FILE_NAME, MIGRATIONS, Catalog
+from streamvid.memory.catalog import Catalog
+from streamvid.memory.schema import FILE_NAME, MIGRATIONS
 from tests.memory.spans import KEY, append, span_keys, span_times, store
 
 

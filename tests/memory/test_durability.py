@@ -22,9 +22,11 @@ from streamvid.errors import BankError
 from streamvid.memory import catalog as catalog_module
 from streamvid.memory import segments
 from streamvid.memory.bank import Bank
-from streamvid.memory.care import compact, verify
-from streamvid.memory.catalog import FILE_NAME, MIGRATIONS, Catalog
+from streamvid.memory.catalog import Catalog
+from streamvid.memory.compact import compact
+from streamvid.memory.schema import APPLICATION_ID, FILE_NAME, MIGRATIONS
 from streamvid.memory.transfer import merge
+from streamvid.memory.verify import verify
 from tests.memory.spans import KEY, append, assert_same, source_key, span_keys, span_times, span_tokens, store
 
 ROOT = Path(__file__).parents[2]
@@ -338,7 +340,7 @@ def as_version_1(folder: Path) -> None:
     old.execute("DETACH new")
     old.execute("CREATE TABLE migrations (version INTEGER PRIMARY KEY, applied TEXT NOT NULL)")
     old.execute("INSERT INTO migrations VALUES (1, '2020-01-01T00:00:00+00:00')")
-    old.execute(f"PRAGMA application_id = {catalog_module.APPLICATION_ID}")
+    old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     old.execute("PRAGMA user_version = 1")
     old.execute("PRAGMA journal_mode = WAL")
     old.close()
@@ -441,7 +443,7 @@ def test_nothing_depends_on_the_order_of_the_wall_clock(tmp_path: Path, monkeypa
         now -= timedelta(hours=1)
         return now.isoformat()
 
-    monkeypatch.setattr(catalog_module, "_now", back)
+    monkeypatch.setattr(catalog_module, "now", back)
     with opened(tmp_path / "m") as bank:
         first = store(bank, KEY, range(2))
         with bank.writer(source_key("b"), path="b", name="b.mp4") as writer:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from streamvid.errors import SettingsError
+from streamvid.memory import sizes
+from streamvid.memory.bank import Bank
 from streamvid.memory.codebooks import Codebooks
 from streamvid.memory.codec import CodecSetting, FolderCodecs
 from streamvid.memory.segments import SegmentWriter, encode_span
-from streamvid.memory.sizes import FAMILIES, hour_bytes, megabytes_per_hour, table
+from streamvid.memory.sizes import FAMILIES, SHOWN, SourceHour, hour_bytes, megabytes_per_hour, source_hour, table
 from streamvid.tokens import VideoTokens
 from tests.memory.spans import KEY
 
@@ -58,10 +60,16 @@ def written(folder: Path, codec: str, *, tokens: int, layers: int, spans: int, l
     return path.stat().st_size
 
 
-@pytest.mark.parametrize("codec", ["fp32", "fp16", "sq8", "sq4", "pq", "sq8+sq4", "fp16+pq"])
-@pytest.mark.parametrize("tokens, layers, spans", [(150, 2, 1), (130, 0, 7), (23, 1, 7), (3, 1, 5)])
+@pytest.mark.parametrize(
+    "learned, codec",
+    [
+        *((True, codec) for codec in ("fp32", "fp16", "sq8", "sq4", "pq", "sq8+sq4", "fp16+pq")),
+        *((False, codec) for codec in ("fp16", "sq8", "sq4", "sq4+sq8")),
+    ],
+)
+@pytest.mark.parametrize("tokens, layers, spans", [(150, 2, 1), (130, 0, 7), (23, 1, 7), (15, 1, 5), (3, 1, 5)])
 def test_an_hour_is_as_large_as_its_segment_file(
-    tmp_path: Path, codec: str, tokens: int, layers: int, spans: int
+    tmp_path: Path, learned: bool, codec: str, tokens: int, layers: int, spans: int
 ) -> None:
     said = hour_bytes(
         codec,
@@ -74,29 +82,57 @@ def test_an_hour_is_as_large_as_its_segment_file(
         key=KEY,
         dtype="float32",
         grid=GRID,
+        learned=learned,
     )
-    assert said == written(tmp_path, codec, tokens=tokens, layers=layers, spans=spans, learned=True)
+    assert said == written(tmp_path, codec, tokens=tokens, layers=layers, spans=spans, learned=learned)
 
 
-@pytest.mark.parametrize("codec", ["fp16", "sq8", "sq4", "sq4+sq8"])
-@pytest.mark.parametrize("tokens, layers, spans", [(150, 2, 1), (130, 0, 7), (23, 1, 7), (15, 1, 5)])
-def test_so_is_one_before_anything_was_learned(
-    tmp_path: Path, codec: str, tokens: int, layers: int, spans: int
+def an_hour(folder: Path, codec: str, *, spans: int, seconds: int = 3600, layers: int = 2) -> SourceHour | None:
+    """What an hour takes of a source with 20 tokens in each of its spans."""
+    with Bank.open(folder, codec=codec) as bank:
+        with bank.writer(KEY, path="a.mp4", name="a.mp4") as writer:
+            for number in range(spans):
+                writer.append(
+                    one_span(20, layers, number),
+                    start=Fraction(seconds * number, max(spans, 1)),
+                    stop=Fraction(seconds * (number + 1), max(spans, 1)),
+                    keys=torch.rand(3, 7),
+                )
+            if spans:
+                writer.finish({})
+        return source_hour(bank, bank.source("a.mp4"))
+
+
+def test_an_hour_of_a_source_is_that_of_its_file_and_of_every_other_codec(tmp_path: Path) -> None:
+    hour = an_hour(tmp_path / "a", "fp16", spans=7)
+    assert hour is not None
+    assert (hour.tokens, hour.spans, hour.width, hour.layers) == (140, 7, WIDTH, 2)
+    assert hour.codec == "fp16" and hour.stored_as == {"fp16": 7} and set(hour.by_codec) == set(SHOWN)
+    # A source that lasts an hour: what is computed for the codec in use is its file, to the byte.
+    assert hour.by_codec["fp16"] == hour.megabytes
+    other = an_hour(tmp_path / "b", "fp32", spans=7)
+    assert other is not None and other.megabytes == hour.by_codec["fp32"]
+    assert other.by_codec == pytest.approx(hour.by_codec)
+
+
+def test_a_codec_that_is_in_use_is_shown_though_it_is_not_usual(tmp_path: Path) -> None:
+    hour = an_hour(tmp_path, "fp16+fp32", spans=2)
+    assert hour is not None and hour.codec == "fp16+fp32" and hour.by_codec["fp16+fp32"] == hour.megabytes
+
+
+def test_many_short_spans_are_counted_in_part_and_come_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = hour_bytes(
-        codec,
-        tokens_per_hour=tokens,
-        width=WIDTH,
-        layers=layers,
-        spans_per_hour=spans,
-        keys_per_span=3,
-        key_width=7,
-        key=KEY,
-        dtype="float32",
-        grid=GRID,
-        learned=False,
-    )
-    assert said == written(tmp_path, codec, tokens=tokens, layers=layers, spans=spans, learned=False)
+    whole = an_hour(tmp_path, "fp16", spans=60, seconds=3000)
+    monkeypatch.setattr(sizes, "COUNTED_SPANS", 20)
+    with Bank.open(tmp_path) as bank:
+        part = source_hour(bank, bank.source("a.mp4"))
+    assert whole is not None and part is not None
+    assert part.by_codec == pytest.approx(whole.by_codec, rel=0.05) and part.by_codec != whole.by_codec
+
+
+def test_nothing_stored_has_no_hour(tmp_path: Path) -> None:
+    assert an_hour(tmp_path, "fp16", spans=0) is None
 
 
 def test_more_of_anything_is_larger() -> None:
@@ -108,6 +144,7 @@ def test_more_of_anything_is_larger() -> None:
 
 
 def test_the_table_has_a_cell_for_every_codec_and_family() -> None:
+    assert {line.split(" ")[1] for line in table(spans_per_hour=1).splitlines()[2:]} == set(SHOWN)
     lines = table(("fp16", "sq8"), tokens_per_hour=500, spans_per_hour=10).splitlines()
     assert len(lines) == 4 and all(line.count("|") == len(FAMILIES) + 2 for line in lines)
     assert lines[3].startswith("| sq8 |") and f"| {megabytes_per_hour('sq8', 500, 4096, 0, 10):.1f} |" in lines[3]

@@ -7,6 +7,7 @@ import os
 import random
 import tarfile
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from streamvid.budget import Limits
 from streamvid.errors import BankError
 from streamvid.memory import transfer
 from streamvid.memory.bank import Bank
-from streamvid.memory.care import verify
-from streamvid.memory.catalog import State
+from streamvid.memory.records import State
 from streamvid.memory.transfer import export_archive, export_file, import_archive, merge
+from streamvid.memory.verify import verify
 from tests.memory.spans import KEY, append, assert_same, source_key, span_keys, span_times, span_tokens, store
 
 
@@ -66,6 +67,11 @@ def bank(tmp_path: Path) -> Iterator[Bank]:
                     second,
                     "2020-01-01T00:00:00+00:00",
                 )
+            bank._catalog.execute(
+                "INSERT INTO expired (source_id, start, stop, spans, tokens, reason, created) "
+                "VALUES (?, '0', '1/3', 4, 40, 'age', '2020-01-01T00:00:00+00:00')",
+                second,
+            )
             bank._catalog.execute("UPDATE spans SET level = 2 WHERE source_id = ? AND ordinal = 1", first)
         yield bank
 
@@ -85,6 +91,8 @@ def assert_arrived(bank: Bank) -> None:
         found, _ = bank.index(source.id, kind="flat").search(span_keys(seed + 1)[0], 1)
         assert found.tolist() == [spans[1].id]
         assert source.num_bytes == sum(p.stat().st_size for p in (bank.folder / source.folder).iterdir())
+    [gone] = bank.expired(second.id)
+    assert (gone.start, gone.stop, gone.spans, gone.tokens, gone.reason) == (0, Fraction(1, 3), 4, 40, "age")
     [answer] = bank.answers(first.id)
     assert (answer.question, answer.answer, answer.receipt) == (
         "what?",
