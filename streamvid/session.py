@@ -8,30 +8,31 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from streamvid.budget import Limits
-from streamvid.errors import BankError, SettingsError, UnsupportedError
+from streamvid.errors import BankError, SettingsError, UnsupportedError, Vanished
 from streamvid.frames import Clip
 from streamvid.memory.bank import Bank, Writer
 from streamvid.memory.bounds import fitting_tokens
-from streamvid.memory.catalog import SourceRecord, SpanRecord
 from streamvid.memory.kv import KeptKv
+from streamvid.memory.records import GapRecord, SourceRecord, SpanRecord
 from streamvid.models.adapter import Adapter, GenerationStats
 from streamvid.models.pixels import tubelet_times
 from streamvid.models.prefix import Prefix
-from streamvid.query.evidence import Moment, cite, clock
+from streamvid.query.evidence import Clock, Moment, cite
 from streamvid.query.looking import Looking, Seen
 from streamvid.query.when import Range, When, understand
 from streamvid.receipt import GivenSpan, Receipt, TimeFilter
+from streamvid.recollection import Recollection
 from streamvid.signals import Signal, Signals
-from streamvid.temporal.methods.base import MemoryMethod, MemoryView
+from streamvid.temporal.methods.base import MemoryMethod
 from streamvid.temporal.methods.compose import DEFAULT, Chain
 from streamvid.temporal.methods.memory.hybrid import Hybrid
 from streamvid.temporal.methods.registry import method_id
@@ -57,6 +58,40 @@ class Answer:
     """[start, stop) in seconds, only of moments the model was given."""
 
     receipt: Receipt
+    origin: datetime | None = None
+    """Of a live source the time on the wall at second 0."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; of a live source the spans also by the clock on the wall."""
+        told: dict[str, Any] = {
+            "question": self.question,
+            "answer": self.text,
+            "spans": [[round(start, 3), round(stop, 3)] for start, stop in self.spans],
+        }
+        if self.origin is not None:
+            told["wall"] = [[self._wall(start), self._wall(stop)] for start, stop in self.spans]
+        return {**told, "receipt": self.receipt.to_dict()}
+
+    def _wall(self, seconds: float) -> str:
+        assert self.origin is not None
+        return (self.origin + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What came of one clip, T temporal patches in time order."""
+
+    times: list[tuple[Fraction, Fraction]]
+    """[start, stop) of each, in seconds, exact."""
+
+    keys: Tensor
+    """(T, Dk) unit vectors of the pictures; zeros, or of width 0, where there is no embedder."""
+
+    changed: Tensor
+    """(T,) 0..1 share of the cells that were encoded: 0 where a picture is like the one before."""
+
+    tokens: int
+    """Remembered."""
 
 
 class Session:
@@ -135,7 +170,7 @@ class Session:
     @torch.inference_mode()
     def watch(
         self, clip: Clip, writer: Writer, receipt: Receipt, *, interval: Fraction, until: Fraction | None = None
-    ) -> None:
+    ) -> Watched:
         """Encode, reduce and remember one clip.
 
         Args:
@@ -183,7 +218,8 @@ class Session:
         _spent(receipt, "reduce", began, len(encoded.tokens), len(tokens))
 
         began = time.perf_counter()
-        fresh = encoded.tokens.position[:, 0].bincount(minlength=frames) > 0
+        cells = encoded.tokens.position[:, 0].bincount(minlength=frames)
+        fresh = cells > 0
         keys = self._keys(clip, fresh)
         _spent(receipt, "embed", began, int(fresh.sum()), frames)
 
@@ -205,6 +241,7 @@ class Session:
         receipt.tokens_remembered += len(tokens)
         receipt.frames_sampled += len(clip)
         receipt.frames_encoded += min(int(fresh.sum()) * self.adapter.tubelet, len(clip))
+        return Watched(times, keys, cells.float() / (rows * columns), len(tokens))
 
     def _keys(self, clip: Clip, fresh: Tensor) -> Tensor:
         """(T, Dk) one key per temporal patch; a patch in which nothing changed has the key of the one before."""
@@ -234,6 +271,9 @@ class Session:
         max_new_tokens: int = 256,
         on_text: Callable[[str], None] | None = None,
         origin: datetime | None = None,
+        now: float | None = None,
+        within: Range | None = None,
+        lost: Sequence[GapRecord] = (),
     ) -> Answer:
         """Answer a question from what is remembered of a source.
 
@@ -248,6 +288,9 @@ class Session:
             max_new_tokens: longest answer.
             on_text: called with each piece of the answer as it becomes certain.
             origin: the time on the wall at second 0 of a live source; None leaves such times alone.
+            now: seconds of a live source up to which it was watched: what "the last minute" ends with.
+            within: [start, stop) in seconds to answer from, whatever the question says of time.
+            lost: gaps that are not on record, such as the time since nobody watches.
 
         Raises:
             SettingsError: if the question is blank.
@@ -256,45 +299,20 @@ class Session:
         if not question.strip():
             raise SettingsError('the question is empty; ask something like: streamvid ask video.mp4 "what happens?"')
         began = time.perf_counter()
-        spans = self.bank.spans(source.id)
-        memory = self.bank.view(source.id)
-        budget = self._fitting_budget(question, int(memory.tokens.sum()), receipt)
-        seen = _seen(source, memory)
-        when = self._when(question, memory, seen, origin)
-        sought = when.without(question) or question
-        asked = self.embedder.texts([sought])[0] if self.embedder else None
-        if asked is not None and memory.keys.shape[-1]:
-            memory = replace(
-                memory, similarity=self._similarity(asked, source.id, [span.id for span in spans], receipt)
-            )
-        rows = self._inside(when, memory, seen, source) if when else torch.arange(len(spans))
-        receipt.budget, receipt.recall = budget, method_id(self.recall)
-        receipt.recall_settings = self.recall.settings()
-        receipt.time = TimeFilter(list(when.ranges), list(when.words), list(when.notes), len(rows)) if when else None
-        for note in when.unused:
-            receipt.warn(note, passing=True)
-        if when and not len(rows):
-            return _nothing_remembered(question, when, seen, receipt, on_text)
-        looked: dict[int, float] = {}
-        memory = replace(memory, attention=lambda *wanted: self._attention(question, spans, looked, *wanted))
-        part_of = memory.select(rows) if when else memory
-        counts = torch.zeros_like(memory.tokens)
-        counts[rows] = self.recall.recall(part_of, budget, Signals(question=asked))
-        read = counts.nonzero().squeeze(1).tolist()
-        chosen = [(spans[i], int(counts[i])) for i in read]
-        parts = self.bank.read(chosen)
+        for left in (2, 1, 0):  # a stream that is watched meanwhile may merge what was just looked up
+            memory = Recollection(self.bank, source, receipt, until=now, lost=lost)
+            try:
+                recalled = self._recall(question, memory, receipt, origin, within)
+                break
+            except Vanished:
+                if not left:
+                    raise
+        if isinstance(recalled, When):
+            return _nothing_remembered(question, recalled, memory, Clock(origin, now), receipt, on_text)
+        rows, spans, parts = recalled
         tokens = VideoTokens.cat(parts) if parts else None
-        given = 0 if tokens is None else len(tokens)
-        similarity = memory.similarity
-        receipt.spans = [
-            GivenSpan(
-                float(spans[i].start), float(spans[i].stop),
-                None if similarity is None else float(similarity[i]), int(counts[i]), spans[i].tokens, looked.get(i),
-            )
-            for i in read
-        ]  # fmt: skip
-        receipt.tokens_given = given
-        _spent(receipt, "recall", began, int(memory.tokens.sum()), given)
+        receipt.tokens_given = 0 if tokens is None else len(tokens)
+        _spent(receipt, "recall", began, int(memory.view.tokens.sum()), receipt.tokens_given)
 
         methods = [method.spawn() for method in self.chain.llm]
         if methods and self.keep_kv:
@@ -334,10 +352,10 @@ class Session:
                 f"the answer was cut at {max_new_tokens} tokens; raise --max-new-tokens for the rest", passing=True
             )
         embed = self.embedder.texts if self.embedder is not None else None
-        moments = _moments([span for span, _ in chosen], parts, [memory.keys[i] for i in read])
+        moments = _moments(spans, parts, memory.keys(rows))
         cited = cite(text, question, moments, embed)
         receipt.peak_rss_bytes = peak_rss_bytes()
-        return Answer(question, text, tuple(cited), receipt)
+        return Answer(question, text, tuple(cited), receipt, origin)
 
     def _prefix_of(self, source: SourceRecord) -> Prefix:
         """Keys and values of the latest prompt about a source, from this session or kept on disk."""
@@ -347,48 +365,55 @@ class Session:
             self._prefix = source.id, found
         return self._prefix[1]
 
-    def _similarity(self, asked: Tensor, source_id: int, span_ids: Sequence[int], receipt: Receipt) -> Tensor:
-        """(S,) similarity of every span to the question, by the memory's index."""
-        index = self.bank.index(source_id)
-        if index.note:
-            receipt.warn(index.note)
-        receipt.index = index.said
-        ids, similarity = index.search(asked, len(span_ids))
-        known, row_of = torch.tensor(span_ids).sort()
-        out = torch.full((len(span_ids),), -1.0)
-        out[row_of[torch.searchsorted(known, ids)]] = similarity
-        return out
+    def _recall(
+        self, question: str, memory: Recollection, receipt: Receipt, origin: datetime | None, within: Range | None
+    ) -> tuple[Tensor, list[SpanRecord], list[VideoTokens]] | When:
+        """Rows (M,) of the spans that are given, the spans and their tokens; or the time nothing is remembered of."""
+        budget = self._fitting_budget(question, int(memory.view.tokens.sum()), receipt)
+        when = self._when(question, memory, origin) if within is None else When((within,))
+        sought = when.without(question) or question
+        asked = self.embedder.texts([sought])[0] if self.embedder else None
+        if asked is not None:
+            memory.ask_for(asked)
+        rows = memory.inside(when)
+        receipt.budget, receipt.recall = budget, method_id(self.recall)
+        receipt.recall_settings = self.recall.settings()
+        receipt.time = TimeFilter(list(when.ranges), list(when.words), list(when.notes), len(rows)) if when else None
+        for note in when.unused:
+            receipt.warn(note, passing=True)
+        if when and not len(rows):
+            return when
+        tell = Clock(origin, memory.seen[1])
+        for gap in memory.gaps(when):
+            receipt.warn(f"no video {tell.span(float(gap.start), float(gap.stop))}: {gap.reason}", passing=True)
+        looked: dict[int, float] = {}
+        view = replace(memory.view, attention=lambda *wanted: self._attention(question, memory, looked, *wanted))
+        counts = self.recall.recall(view.select(rows) if when else view, budget, Signals(question=asked))
+        rows, counts = rows[counts > 0], counts[counts > 0]
+        spans = memory.records(rows)
+        parts = self.bank.read(list(zip(spans, counts.tolist(), strict=True)))
+        similar = view.similarity
+        receipt.spans = [
+            GivenSpan(
+                float(span.start), float(span.stop),
+                None if similar is None else float(similar[row]), count, span.tokens, looked.get(row),
+            )
+            for row, count, span in zip(rows.tolist(), counts.tolist(), spans, strict=True)
+        ]  # fmt: skip
+        return rows, spans, parts
 
-    def _when(self, question: str, memory: MemoryView, seen: Range, origin: datetime | None) -> When:
+    def _when(self, question: str, memory: Recollection, origin: datetime | None) -> When:
         """The time a question speaks of; an event in it is looked for among the memory's keys."""
-        if not len(memory.tokens):
+        if not len(memory):
             return When()
         embedder = self.embedder
-        find = None if embedder is None or not memory.keys.shape[-1] else lambda name: _find(name, memory, embedder)
-        return understand(question, start=seen[0], stop=seen[1], origin=origin, find=find)
-
-    def _inside(self, when: When, memory: MemoryView, seen: Range, source: SourceRecord) -> Tensor:
-        """(M,) rows of the spans that show what a question speaks of.
-
-        Where nothing changed nothing was stored: a watched range without spans is shown by the span before it,
-        unless it was not seen or is forgotten.
-        """
-        inside = torch.zeros(len(memory.tokens), dtype=torch.bool)
-        lost = [(gap.start, gap.stop) for gap in self.bank.gaps(source.id)]
-        lost += [(past.start, past.stop) for past in self.bank.expired(source.id)]
-        for start, stop in when.ranges:
-            here = (memory.start_seconds < stop) & (memory.stop_seconds > start)
-            before = (memory.start_seconds < start).nonzero()
-            watched = seen[0] <= start < seen[1] and not any(a < stop and b > start for a, b in lost)
-            if watched and len(before) and not here.any():
-                here[before[-1]] = True
-            inside |= here
-        return inside.nonzero().squeeze(1)
+        find = None if embedder is None or not memory.view.key_width else lambda name: memory.find(name, embedder)
+        return understand(question, start=memory.seen[0], stop=memory.seen[1], origin=origin, find=find)
 
     def _attention(
         self,
         question: str,
-        spans: Sequence[SpanRecord],
+        memory: Recollection,
         looked: dict[int, float],
         rows: Tensor,
         tokens_each: int,
@@ -398,8 +423,7 @@ class Session:
         together = max(1, LOOKED_AT_TOKENS // tokens_each)
         out = []
         for some in torch.split(rows, together):
-            wanted = [spans[i] for i in some.tolist()]
-            parts = self.bank.read([(span, min(tokens_each, span.tokens)) for span in wanted])
+            parts = self.bank.read([(span, min(tokens_each, span.tokens)) for span in memory.records(some)])
             out.append(self._looks(question, parts, depth))
         score = torch.cat(out) if out else torch.zeros(0)
         looked.update(zip(rows.tolist(), score.tolist(), strict=True))
@@ -468,61 +492,31 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _seen(source: SourceRecord, memory: MemoryView) -> Range:
-    """What of a source was watched, [start, stop) in seconds; of one still open, as far as it is stored."""
-    if not len(memory.tokens):
-        return 0.0, 0.0
-    stored = float(memory.start_seconds[0]), float(memory.stop_seconds.max())
-    told = source.summary.get("start_seconds", stored[0]), source.summary.get("stop_seconds", stored[1])
-    return min(stored[0], told[0]), max(stored[1], told[1])
-
-
 def _nothing_remembered(
-    question: str, when: When, seen: Range, receipt: Receipt, on_text: Callable[[str], None] | None
+    question: str,
+    when: When,
+    memory: Recollection,
+    tell: Clock,
+    receipt: Receipt,
+    on_text: Callable[[str], None] | None,
 ) -> Answer:
     """The program's own answer where memory holds nothing of the time that was asked about."""
-    text = f"nothing is remembered of {when.describe()}; the memory covers {clock(seen[0])}-{clock(seen[1])}"
+    text = f"nothing is remembered of {when.describe(tell)}"
+    gaps = memory.gaps(when)
+    if gaps:
+        told = [f"no video {tell.span(float(gap.start), float(gap.stop))}: {gap.reason}" for gap in gaps[:3]]
+        more = [f"{len(gaps) - 3} more such gaps"] if len(gaps) > 3 else []
+        text += f" ({'; '.join(told + more)})"
+    text += f"; the memory covers {tell.span(*memory.seen)}"
     receipt.warn(f"{text}; the model was not asked", passing=True)
     receipt.spans, receipt.tokens_given, receipt.stopped = [], 0, "time"
     receipt.peak_rss_bytes = peak_rss_bytes()
     if on_text is not None:
         on_text(text)
-    return Answer(question, text, (), receipt)
+    return Answer(question, text, (), receipt, tell.origin)
 
 
-def _find(name: str, memory: MemoryView, embedder: Embedder) -> Range | None:
-    """The stretch in which a named thing is seen: moments that stand clear of the others, around the best.
-
-    Clear means: the mean of the moments nearer to the best than to the median is three standard deviations
-    of the others away from them, and they are less than half of all.  Of several stretches about as good
-    as the best, the first.
-    """
-    keys = memory.keys
-    there = keys.norm(dim=2) > 0
-    vector = embedder.texts([name.split(maxsplit=1)[1]])[0]  # without its article
-    similarity = (keys @ vector)[there]
-    count = there.sum(1)
-    step = (memory.stop_seconds - memory.start_seconds) / count.clamp(min=1)
-    starts = (memory.start_seconds[:, None] + step[:, None] * torch.arange(keys.shape[1]))[there]
-    steps = step.repeat_interleave(count)
-    if len(similarity) < 4:
-        return None
-    best, middle = float(similarity.max()), float(similarity.median())
-    clear = similarity >= (best + middle) / 2
-    if best - middle < 0.05 or 2 * int(clear.sum()) >= len(clear):
-        return None
-    others = similarity[~clear]
-    if float(similarity[clear].mean() - others.mean()) < 3 * float(others.std(correction=0)):
-        return None
-    peak = int((similarity >= best - 0.1 * (best - middle)).nonzero()[0])
-    low = (~clear[:peak]).nonzero()
-    high = (~clear[peak:]).nonzero()
-    first = int(low[-1]) + 1 if len(low) else 0
-    last = peak + int(high[0]) - 1 if len(high) else len(clear) - 1
-    return float(starts[first]), float(starts[last] + steps[last])
-
-
-def _moments(spans: Sequence[SpanRecord], parts: Sequence[VideoTokens], keys: Sequence[Tensor]) -> list[Moment]:
+def _moments(spans: Sequence[SpanRecord], parts: Sequence[VideoTokens], keys: Tensor) -> list[Moment]:
     """The frames the given tokens belong to, each with its key and for as long as nothing changed.
 
     A frame in which nothing changed was not encoded and has the very key of the frame before it: the

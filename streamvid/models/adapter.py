@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
@@ -131,6 +132,12 @@ class Adapter(ABC):
             times: start and stop in seconds of each of the view's T temporal patches.
             keep: (M,) cells to encode, ascending; None encodes all.  The others never enter the tower.
         """
+
+    def stream(self) -> Self:
+        """The same model for another stream: weights are shared, what is known of the last clip is not."""
+        twin = copy.copy(self)
+        twin.reset()
+        return twin
 
     @abstractmethod
     def reset(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -96,9 +98,43 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes:02}:{second:02}"
 
 
-def citation(spans: Sequence[tuple[float, float]]) -> str:
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How times are told: of a film as ``mm:ss``, of a live source by the clock on the wall.
+
+    ::
+
+        Clock()(754)                             12:34
+        Clock(origin=noon)(754)                  12:12:34
+        Clock(origin=noon, now=100_000)(754)     2026-03-04 12:12:34    where now is on another day
+    """
+
+    origin: datetime | None = None
+    """The time on the wall at second 0; None where it is not known."""
+
+    now: float | None = None
+    """Seconds: the present."""
+
+    def __call__(self, seconds: float) -> str:
+        """One moment; whole seconds, rounded down."""
+        if self.origin is None:
+            return clock(seconds)
+        moment = self.origin + timedelta(seconds=math.floor(seconds))
+        today = self.now is None or (self.origin + timedelta(seconds=self.now)).date() == moment.date()
+        return moment.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+    def span(self, start: float, stop: float) -> str:
+        """``12:34-12:40``; the day is said once if it is one."""
+        first, last = self(start), self(stop)
+        if " " in first and first.split()[0] == last.split()[0]:
+            last = last.split()[1]
+        return f"{first}-{last}"
+
+
+def citation(spans: Sequence[tuple[float, float]], tell: Clock | None = None) -> str:
     """``[00:03-00:07] [00:09-00:13]``."""
-    return " ".join(f"[{clock(start)}-{clock(stop)}]" for start, stop in spans)
+    tell = Clock() if tell is None else tell
+    return " ".join(f"[{tell.span(start, stop)}]" for start, stop in spans)
 
 
 def _denies(answer: str) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Literal
 
-from streamvid.query.evidence import clock, merge
+from streamvid.query.evidence import Clock, merge
 
 Range = tuple[float, float]
 """``[start, stop)`` in seconds."""
@@ -24,6 +24,12 @@ EDGE_SHARE, EDGE_SECONDS = 0.1, 5.0
 
 AROUND_SHARE, AROUND_SECONDS, AROUND_MOST = 0.1, 5.0, 60.0
 """"Around" a time: this share of it to either side, within these limits."""
+
+NOW_SECONDS = 10.0
+"""Of a live source, "now" is so many seconds back."""
+
+AGO_SHARE, AGO_SECONDS, AGO_MOST = 0.1, 5.0, 300.0
+"""Some time "ago": this share of it to either side, within these limits."""
 
 AT_SECONDS = 1.0
 """"At" a time: so many seconds to either side."""
@@ -55,9 +61,10 @@ class When:
         rest = " ".join(question.split()).strip(" ,?.!")
         return f"{rest}?" if rest else ""
 
-    def describe(self) -> str:
+    def describe(self, tell: Clock | None = None) -> str:
         """``00:10-00:15, 01:00-02:00``."""
-        return ", ".join(f"{clock(start)}-{clock(stop)}" for start, stop in self.ranges)
+        tell = Clock() if tell is None else tell
+        return ", ".join(tell.span(start, stop) for start, stop in self.ranges)
 
 
 _UNIT = r"(?:seconds?|secs?|s|minutes?|mins?|min|m|hours?|hrs?|h)"
@@ -79,9 +86,23 @@ _AROUND = re.compile(
 )
 _AT = re.compile(rf"\bat\s+(?:exactly\s+|about\s+|around\s+)?(?P<a>{_TIME})(?!\s+(?:intervals?|of)\b)", re.I)
 _EDGE = re.compile(
-    rf"\b(?:in|during|within|over|of|for)\s+the\s+(?P<side>first|last|final|opening|closing)\s+{_LENGTH}(?:{_WHOLE}|{_ELSE})",
+    rf"\b(?:in|during|within|over|of|for)\s+the\s+(?P<side>first|last|past|final|opening|closing)\s+{_LENGTH}(?:{_WHOLE}|{_ELSE})",
     re.I,
 )
+_AGO = re.compile(rf"\b(?:about\s+|around\s+)?(?:an?\s+(?P<one>{_UNIT})|{_NUMBER}\s+(?P<unit>{_UNIT}))\s+ago\b", re.I)
+_NOW = re.compile(
+    r"(?<!until )(?<!till )(?<!by )(?<!to )(?<!from )(?<!before )\b"
+    r"(?:right\s+now|just\s+now|currently|at\s+the\s+moment|at\s+present|now(?=\s*[?.!]?\s*$))\b",
+    re.I,
+)
+_DAY = re.compile(
+    r"\b(?:(?P<day>today|yesterday)(?:\s+(?P<part>morning|afternoon|evening|night))?|"
+    r"this\s+(?P<this>morning|afternoon|evening)|(?P<last>last\s+night)|tonight)\b",
+    re.I,
+)
+_PARTS_OF_DAY = {"morning": (5, 12), "afternoon": (12, 18), "evening": (18, 24), "night": (20, 24)}
+"""Hours of a day, from and until."""
+
 _BEGIN = re.compile(rf"\b(?:in|at|near)\s+the\s+(?:very\s+)?(?:beginning|start)\b(?:{_WHOLE}|{_ELSE})", re.I)
 _END = re.compile(rf"\b(?:at|near|towards?)\s+the\s+(?:very\s+)?end\b(?:{_WHOLE}|{_ELSE})", re.I)
 _MIDDLE = re.compile(rf"\bin\s+the\s+middle\b(?:{_WHOLE}|(?=\s*[?.,!]?\s*$))", re.I)
@@ -131,19 +152,20 @@ def understand(
         in the beginning · at the end                                a tenth of the video
         after 5:00 · before 1:00:00                                  one side of it
         before the red circle appears · after the dog leaves         one side of an event, with the event
+        right now · ten minutes ago · today · yesterday morning      of a live source only: from now backwards
 
     Rules: ranges, times and edges are united; "after" and "before" then cut that down.  ``10:00`` is minutes
     and seconds; of a video of ten hours or more, where hours and minutes would fit too, a note says so; in
     ``1:00:00-1:30`` the second time is of the first one's kind.  Of a live source with an ``origin``,
-    ``14:05`` is the time on the wall if that moment was watched, and minutes and seconds if not; ``2:05 pm``
-    is always the time on the wall.
+    ``14:05`` is the time on the wall, the latest such moment that is not still to come, if it was watched, and
+    minutes and seconds if not; ``2:05 pm`` is always the time on the wall; a day named beside it says which.
     An event is looked for only if the question says that it appears or leaves: "what comes after the
     circle?" asks about an order of things and must see the circle.
 
     Args:
         question: the user's words.
         start: seconds at which what was watched begins.
-        stop: seconds at which it ends, > start.
+        stop: seconds at which it ends, > start; of a live source: the present.
         origin: the time on the wall at second 0; None where it is not known.
         find: looks an event up; None leaves events alone.
 
@@ -165,6 +187,11 @@ def understand(
             reader.words.append(match.group(0))
         text = pattern.sub(lambda match: " " * len(match.group(0)), text)
 
+    days: list[Range] = []
+    if origin is not None:
+        take(_AGO, reader.ago, united)
+        take(_NOW, lambda match: (max(start, stop - NOW_SECONDS), stop), united)
+        take(_DAY, reader.named_day, days)
     for pattern in (_BETWEEN, _FROM, _DASH):
         take(pattern, reader.pair, united)
     take(_AROUND, reader.around, united)
@@ -178,6 +205,8 @@ def understand(
     if find is not None:
         looked_up = find
         take(_EVENT, lambda match: reader.event(match, looked_up), sides)
+    if not united and not sides:
+        united = days  # beside a time a day only says which one is meant
     ranges = merge(united) if united else [(float("-inf"), float("inf"))]
     for low, high in sides:
         ranges = [(max(a, low), min(b, high)) for a, b in ranges if max(a, low) < min(b, high)]
@@ -197,6 +226,8 @@ class _Reader:
 
     def __init__(self, start: float, stop: float, origin: datetime | None) -> None:
         self.start, self.stop, self.origin = start, stop, origin
+        self.day: date | None = None
+        """The day that the question names."""
         self.words: list[str] = []
         self.notes: list[str] = []
         self.unused: list[str] = []
@@ -241,6 +272,27 @@ class _Reader:
             return self.start, self.start + span
         return self.stop - span, self.stop
 
+    def ago(self, match: re.Match[str]) -> Range:
+        number, unit = match["number"], match["unit"] or match["one"]
+        count = 1.0 if number is None else float(_NUMBERS.get(number.lower(), 0) or number)
+        back = count * _seconds_of(unit)
+        reach = min(max(AGO_SHARE * back, AGO_SECONDS), AGO_MOST)
+        return max(self.start, self.stop - back - reach), self.stop - back + reach
+
+    def named_day(self, match: re.Match[str]) -> Range:
+        """A day, or part of it, of the present's calendar; the present is where the video ends."""
+        assert self.origin is not None
+        now = self.origin + timedelta(seconds=self.stop)
+        back = (match["day"] or "").lower() == "yesterday" or match["last"] is not None
+        self.day = (now - timedelta(days=1) if back else now).date()
+        part = match["part"] or match["this"] or ("night" if match["last"] else None)
+        first, last = _PARTS_OF_DAY[part.lower()] if part else (0, 24)
+        if match["last"] is not None:
+            last = 30  # until six in the morning
+        midnight = now.replace(year=self.day.year, month=self.day.month, day=self.day.day, hour=0, minute=0, second=0)
+        begin = (midnight.replace(microsecond=0) - self.origin).total_seconds()
+        return begin + first * 3600, begin + last * 3600
+
     def side(self, match: re.Match[str]) -> Range | None:
         time = self.seconds(match["a"])
         if time is None:
@@ -253,7 +305,7 @@ class _Reader:
         if found is None:
             self.unused.append(f"{name!r} was not found clearly in memory: {match.group(0)!r} was not used as a time")
             return None
-        self.notes.append(f"{name!r} was found at {clock(found[0])}-{clock(found[1])}")
+        self.notes.append(f"{name!r} was found at {Clock(self.origin, self.stop).span(*found)}")
         # With the event itself: its picture is what the answer is told from.
         first, last = found
         if match["starts"] and match["side"].lower() in ("before", "until"):
@@ -287,16 +339,19 @@ class _Reader:
         return plain
 
     def wall(self, fields: Sequence[float], half: Literal["a", "p"] | str | None) -> float | None:
-        """Seconds from the origin to the next such time of day; None without an origin."""
+        """Seconds from the origin to the latest such time of day that has been; None without an origin."""
         hour, minute = int(fields[0]), int(fields[1])
         if half is not None and 1 <= hour <= 12:
             hour = hour % 12 + (12 if half == "p" else 0)
         if self.origin is None or hour > 23 or minute > 59:
             return None
         second = fields[2] if len(fields) == 3 else 0.0
-        moment = self.origin.replace(hour=hour, minute=minute, second=0, microsecond=0) + timedelta(seconds=second)
-        while (moment - self.origin).total_seconds() < min(self.start, 0.0):
-            moment += timedelta(days=1)
+        now = self.origin + timedelta(seconds=self.stop)
+        moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0) + timedelta(seconds=second)
+        if self.day is not None:
+            moment = moment.replace(year=self.day.year, month=self.day.month, day=self.day.day)
+        elif moment > now:
+            moment -= timedelta(days=1)
         return (moment - self.origin).total_seconds()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from streamvid.errors import SettingsError, SourceError
 from streamvid.memory.bank import Bank
-from streamvid.memory.catalog import State
+from streamvid.memory.records import State
 from streamvid.models import checkpoints
 from streamvid.session import used_bytes
 from streamvid.temporal.methods.compose import Chain
@@ -162,7 +162,8 @@ def test_similarities_in_the_receipt_are_the_exact_ones(video: Path, loaded: Loa
     assert opened.source is not None and loaded.embedder is not None
     with torch.inference_mode():
         asked = loaded.embedder.texts(["what color is the ring?"])[0]
-    exact = (opened.bank.view(opened.source.id).keys @ asked).amax(1)
+    ids, view = opened.bank.view(opened.source.id)
+    exact = view.likeness(asked, torch.arange(len(ids)))
     found = torch.tensor([span.similarity for span in receipt.spans])
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import streamvid.session as session_module
-from streamvid.errors import SettingsError
+from streamvid.errors import SettingsError, Vanished
 from streamvid.memory.bank import Bank
 from streamvid.query.looking import Looking, Seen
+from streamvid.recollection import Recollection
 from streamvid.signals import Signals
 from streamvid.temporal.methods.base import LayerView
 from streamvid.toy.video import write_video
@@ -80,17 +81,18 @@ def test_where_nothing_changed_the_picture_before_is_read(
         video = AskVideo(folder / "scene.mp4", Request(model="toy", reduce="rlt", threads=1), loaded, bank)
         video.prepare()
         assert video.source is not None
-        view = bank.view(video.source.id)
+        _, view = bank.view(video.source.id)
         holes = (view.start_seconds[1:] - view.stop_seconds[:-1] >= 3).nonzero()
         assert len(holes), "the scene must have a still stretch"
         before = int(holes[0])
         start = int(view.stop_seconds[before]) + 1
         receipt = video.ask(f"what happens between 0:{start:02} and 0:{start + 1:02}?").receipt
         assert [span.start_seconds for span in receipt.spans] == [float(view.start_seconds[before])]
-        lost = type("Lost", (), {"start": start - 1, "stop": start + 5})
+        lost = type("Lost", (), {"start": start - 1, "stop": start + 5, "reason": "connection refused"})
         monkeypatch.setattr(bank, "gaps", lambda source_id: [lost])
         text = video.ask(f"what happens between 0:{start:02} and 0:{start + 1:02}?").text
         assert text.startswith("nothing is remembered of"), "a gap is not a still picture"
+        assert "connection refused" in text
 
 
 def test_an_event_in_the_question_sets_the_time(open_video: Any, scene: Scene) -> None:
@@ -177,3 +179,27 @@ def test_a_policy_that_needs_an_encoder_is_refused_when_put_together(
     request = Request(model="toy", recall="mmr")
     with Bank.open(tmp_path) as bank, pytest.raises(SettingsError, match="--recall coverage"):
         AskVideo(folder / "scene.mp4", request, Loaded(loaded.adapter, None), bank)
+
+
+@pytest.mark.parametrize("lost, said", [(1, None), (9, "ask again")])
+def test_what_was_merged_meanwhile_is_looked_up_again(
+    open_video: Any, monkeypatch: pytest.MonkeyPatch, lost: int, said: str | None
+) -> None:
+    """A camera's memory is merged while it is asked; only if that goes on for ever is the user told."""
+    video = open_video()
+    read, calls = Recollection.records, []
+
+    def records(memory: Recollection, rows: torch.Tensor) -> Any:
+        calls.append(len(rows))
+        if len(calls) <= lost:
+            raise Vanished("2 of 5 spans were merged; ask again")
+        return read(memory, rows)
+
+    monkeypatch.setattr(Recollection, "records", records)
+    if said is None:
+        assert video.ask("what color is the circle?").receipt.tokens_given > 0
+        assert len(calls) == 2
+    else:
+        with pytest.raises(Vanished, match=said):
+            video.ask("what color is the circle?")
+        assert len(calls) == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -186,3 +186,50 @@ def test_ranges_are_half_open_sorted_and_as_said(first: int, length: int, stop: 
 def test_any_text_is_read_without_trouble(text: str) -> None:
     for start, stop in understand(text, start=0, stop=100, find=lambda name: (1.0, 2.0)).ranges:
         assert start < stop
+
+
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+DAY = 24 * HOUR
+
+
+@pytest.mark.parametrize(
+    "question, ranges",
+    [
+        ("what is in the picture right now?", ((20 * HOUR - 10, 20 * HOUR),)),
+        ("who is there now?", ((20 * HOUR - 10, 20 * HOUR),)),
+        ("who came ten minutes ago?", ((20 * HOUR - 660, 20 * HOUR - 540),)),
+        ("what happened an hour ago?", ((19 * HOUR - 300, 19 * HOUR + 300),)),
+        ("what happened 20 seconds ago?", ((20 * HOUR - 25, 20 * HOUR - 15),)),
+        ("who came in the past hour?", ((19 * HOUR, 20 * HOUR),)),
+        ("who came in in the last ten minutes?", ((20 * HOUR - 600, 20 * HOUR),)),
+        ("who came today?", ((12 * HOUR, 20 * HOUR),)),
+        ("who came this morning?", ((17 * HOUR, 20 * HOUR),)),
+        ("who came yesterday?", ((0, 12 * HOUR),)),
+        ("who came yesterday afternoon?", ((0, 6 * HOUR),)),
+        ("who came last night?", ((8 * HOUR, 18 * HOUR),)),
+        ("who came at 14:05 yesterday?", ((2 * HOUR + 299, 2 * HOUR + 301),)),
+        ("who came yesterday between 14:00 and 15:00?", ((2 * HOUR, 3 * HOUR),)),
+        ("who came at 7:30?", ((19.5 * HOUR - 1, 19.5 * HOUR + 1),)),
+        ("has the dog left by now?", ()),
+        ("what happened until now?", ()),
+        ("now what does the dog do?", ()),
+    ],
+)
+def test_a_live_source_is_asked_about_from_now_backwards(
+    question: str, ranges: tuple[tuple[float, float], ...]
+) -> None:
+    """Watched since noon, twenty hours ago: it is eight in the morning of the next day."""
+    assert read(question, stop=20 * HOUR, origin=NOON).ranges == ranges
+
+
+def test_a_film_has_no_now() -> None:
+    for question in ("what is there right now?", "what happened ten minutes ago?", "who came yesterday?"):
+        assert not read(question, stop=20 * HOUR)
+
+
+def test_of_several_days_the_latest_such_time_is_meant() -> None:
+    """After three days, 14:05 is today's; before 14:05 it is yesterday's."""
+    afternoon = read("who came at 14:05?", stop=3 * DAY + 3 * HOUR, origin=NOON)
+    assert afternoon.ranges == ((3 * DAY + 2 * HOUR + 299, 3 * DAY + 2 * HOUR + 301),)
+    at_noon = read("who came at 14:05?", stop=3 * DAY, origin=NOON)
+    assert at_noon.ranges == ((2 * DAY + 2 * HOUR + 299, 2 * DAY + 2 * HOUR + 301),)

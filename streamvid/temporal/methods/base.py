@@ -206,6 +206,28 @@ class KvMethod(Method):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredKeys:
+    """Keys of many spans that are read when they are looked at; indexed like the tensor they stand for."""
+
+    read: Callable[[Tensor], Tensor]
+    """Call with rows (M,) int64, get (M, K, Dk) float32, K being what those rows need."""
+
+    width: int
+    """Dk; 0 where there are no keys."""
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.read(rows)
+
+    def select(self, rows: Tensor) -> StoredKeys:
+        """Only the keys of these rows (M,) int64."""
+        return StoredKeys(lambda some: self.read(rows[some]), self.width)
+
+
+BLOCK_ROWS = 4096
+"""Spans whose keys are in memory at once while all are gone through."""
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryView:
     """What a memory holds for one source, without its tokens: S spans in time order."""
 
@@ -218,8 +240,9 @@ class MemoryView:
     tokens: Tensor
     """(S,) int64 stored tokens."""
 
-    keys: Tensor
-    """(S, K, Dk) float32, unit length: up to K keys a span; rows of zeros where there are fewer."""
+    keys: Tensor | StoredKeys
+    """(S, K, Dk) float32, unit length: up to K keys a span; rows of zeros where there are fewer.  Index it
+    with the rows that matter: of a large memory only those are read."""
 
     similarity: Tensor | None = None
     """(S,) float32 of each span's best key to the question, as the memory's index finds it, higher is
@@ -230,13 +253,27 @@ class MemoryView:
     to show of each span (its best ones) and how deep to read, 0..1 of the layers; get (M,) float32, higher is
     better.  Computed on demand, a bounded number of tokens at a time; None where there is no model to ask."""
 
+    @property
+    def key_width(self) -> int:
+        """Dk; 0 where there are no keys."""
+        return self.keys.width if isinstance(self.keys, StoredKeys) else self.keys.shape[-1]
+
+    def likeness(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """(M,) float32 of the best key of each of some rows (M,) to a unit vector (Dk,); -1 without keys."""
+        out = [torch.zeros(0)]
+        for some in torch.split(rows, BLOCK_ROWS):
+            keys = self.keys[some]
+            like = (keys @ vector.float()).masked_fill(~(keys != 0).any(-1), -1.0)
+            out.append(like.amax(1) if keys.shape[1] else torch.full((len(some),), -1.0))
+        return torch.cat(out)
+
     def relevance(self, question: Tensor | None) -> Tensor | None:
         """(S,) float32 ``similarity``, or from the keys where it is not given; None without a question or keys."""
-        if question is None or not self.keys.shape[-1]:
+        if question is None or not self.key_width:
             return None
         if self.similarity is not None:
             return self.similarity
-        return (self.keys @ question.float()).amax(1)
+        return self.likeness(question, torch.arange(len(self.tokens)))
 
     def select(self, rows: Tensor) -> MemoryView:
         """Only these spans; rows (M,) int64, rising."""
@@ -245,7 +282,7 @@ class MemoryView:
             start_seconds=self.start_seconds[rows],
             stop_seconds=self.stop_seconds[rows],
             tokens=self.tokens[rows],
-            keys=self.keys[rows],
+            keys=self.keys.select(rows) if isinstance(self.keys, StoredKeys) else self.keys[rows],
             similarity=None if self.similarity is None else self.similarity[rows],
             attention=None if attention is None else lambda some, each, depth: attention(rows[some], each, depth),
         )

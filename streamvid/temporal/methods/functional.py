@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Rows(Protocol):
+    """A tensor, or what is read row by row when it is indexed."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 def top_in_order(score: Tensor, count: int) -> Tensor:
@@ -281,7 +287,7 @@ def gist(room: Tensor, total: int, *, tokens_each: int) -> Tensor:
     return share
 
 
-def relevant_order(similarity: Tensor, keys: Tensor, open_: Tensor, *, diversity: float, pool: int) -> Tensor:
+def relevant_order(similarity: Tensor, keys: Rows, open_: Tensor, *, diversity: float, pool: int) -> Tensor:
     """Spans by marginal relevance, the first ``pool`` weighed against each other, the others by similarity.
 
     Args:
