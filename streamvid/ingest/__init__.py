@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from streamvid.ingest.reader import Reader, SourceInfo
     from streamvid.ingest.sampling import Adaptive, Plan, Sampler, Sampling, SamplingReport, Shot
     from streamvid.ingest.source import DECODERS, SampledFrames, Source, open_source
+    from streamvid.ingest.supervised import Gap, Notice, Patience, Supervised
 
 # The process that decodes does without torch, so nothing is imported before it is asked for.
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "reader": ("Reader", "SourceInfo"),
     "sampling": ("Adaptive", "Plan", "Sampler", "Sampling", "SamplingReport", "Shot"),
     "source": ("DECODERS", "SampledFrames", "Source", "open_source"),
+    "supervised": ("Gap", "Notice", "Patience", "Supervised"),
 }
 __getattr__ = lazily(__name__, _HOMES)
 
@@ -27,6 +29,9 @@ __all__ = [
     "Adaptive",
     "DECODERS",
     "DecodeStats",
+    "Gap",
+    "Notice",
+    "Patience",
     "Picture",
     "Pictures",
     "Plan",
@@ -38,6 +43,7 @@ __all__ = [
     "Shot",
     "Source",
     "SourceInfo",
+    "Supervised",
     "open_source",
     "redact",
 ]

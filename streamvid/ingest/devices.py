@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
@@ -26,7 +29,19 @@ STREAMS: Mapping[str, str] = {
 }
 """Addresses of live streams, and the protocols each may use; none can read a file."""
 
+_HOPELESS = (
+    av.error.HTTPUnauthorizedError,
+    av.error.HTTPForbiddenError,
+    av.error.HTTPNotFoundError,
+    av.error.ProtocolNotFoundError,
+    av.error.FileNotFoundError,
+    FileNotFoundError,
+)
 _READS_FILES = re.compile(r"(^|[;,\]\s=])a?movie\s*(=|$|,|;)")
+
+
+class Hopeless(SourceError):
+    """What failed will fail again: a wrong password, no such stream, an address that nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,8 @@ class DeviceOpener(Opener):
     hint: str
     live: bool = True
     hwaccel: str | None = None
+    slack: Fraction | None = Fraction(0)
+    notes: tuple[str, ...] = ()  # type: ignore[assignment]
 
     def open(self) -> InputContainer:
         """The running stream."""
@@ -56,7 +73,12 @@ class DeviceOpener(Opener):
                 metadata_errors="replace",
             )
         except (av.error.FFmpegError, ValueError, OSError) as reason:
-            raise SourceError(f"{self.name} {_why(reason)}; {self.hint}") from None
+            if isinstance(reason, av.error.OSError) and _unknown_host(self.address):
+                raise Hopeless(
+                    f"{self.name} names a server that is not known; check its spelling and the network"
+                ) from None
+            kind = Hopeless if isinstance(reason, _HOPELESS) else SourceError
+            raise kind(f"{self.name} {_why(reason)}; {self.hint}") from None
 
 
 def lavfi(address: str, *, stall_seconds: float) -> DeviceOpener:
@@ -72,7 +94,7 @@ def lavfi(address: str, *, stall_seconds: float) -> DeviceOpener:
     ends = re.search(r"(?<![A-Za-z_])(d|duration|nb_frames|end_frame|end)\s*=", graph) is not None
     return DeviceOpener(
         graph, address, address, "lavfi", {}, stall_seconds,
-        "it is no filter graph that makes pictures; try lavfi:testsrc=duration=5:rate=10", not ends,
+        "it is no filter graph that makes pictures; try lavfi:testsrc=duration=5:rate=10", not ends, slack=None,
     )  # fmt: skip
 
 
@@ -107,12 +129,32 @@ def stream(address: str, *, stall_seconds: float) -> DeviceOpener:
     scheme = address.partition("://")[0].lower()
     options = {"protocol_whitelist": STREAMS[scheme]}
     if scheme.startswith("rtsp"):
-        options["rtsp_transport"] = "tcp"
+        options["rtsp_transport"] = "udp" if _asks_for_udp(address) else "tcp"
+        # Twenty pictures would be read first, only to guess at a rate that nobody needs.
+        options["fpsprobesize"] = "0"
     shown = redact(address)
     return DeviceOpener(
         address, shown, shown, None, options, stall_seconds,
         "check the address, user name and password, and that the camera can be reached",
     )  # fmt: skip
+
+
+def _asks_for_udp(address: str) -> bool:
+    """Whether ``?udp`` or ``&udp`` stands in the address, as FFmpeg has it."""
+    return "udp" in address.partition("?")[2].split("&")
+
+
+def _unknown_host(address: str) -> bool:
+    """Whether the name of the server cannot be resolved; FFmpeg calls this an input/output error."""
+    try:
+        host = urlsplit(address).hostname
+        if host and "://" in address:
+            socket.getaddrinfo(host, None)
+    except socket.gaierror as reason:
+        return reason.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+    except (ValueError, OSError):
+        pass
+    return False
 
 
 def _why(reason: Exception) -> str:
@@ -121,6 +163,10 @@ def _why(reason: Exception) -> str:
         return "uses a protocol that this build of FFmpeg does not have"
     if isinstance(reason, av.error.HTTPUnauthorizedError):
         return "wants another user name or password (401)"
+    if isinstance(reason, av.error.HTTPForbiddenError):
+        return "does not let this user in (403)"
+    if isinstance(reason, av.error.HTTPNotFoundError):
+        return "has no such stream (404)"
     if isinstance(reason, (av.error.ExitError, av.error.TimeoutError)) or "timed out" in str(reason).lower():
         return "did not answer in time"
     if isinstance(reason, av.error.ConnectionRefusedError):

@@ -15,11 +15,12 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -54,6 +55,7 @@ _MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": st
 """glibc gives the memory of each picture back and takes it anew; keeping some saves a tenth of the time."""
 
 _tokens = itertools.count(1)
+_leash: ContextVar[Leash | None] = ContextVar("leash", default=None)
 
 
 class Gone(Exception):
@@ -126,15 +128,20 @@ class Process:
         )
         self._ring: Ring | None = None
         self._sending = threading.Lock()
+        self._handing = threading.Lock()
         self._replies: Buffer[Any] | None = None
+        self._gone = False
         self._idle = threading.Event()
         self._idle.set()
         threading.Thread(target=self._listen, daemon=True).start()
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
-        return self._process.poll() is None
+        """Whether it runs and answers.
+
+        A process that ends lets go of its pipes first and may be there for a while after that.
+        """
+        return not self._gone and self._process.poll() is None
 
     @property
     def idle(self) -> bool:
@@ -160,9 +167,13 @@ class Process:
             self.tell(Unmap())
 
     def request(self, message: Open | Call | Sample, replies: Buffer[Any]) -> None:
-        """Ask; replies go to the buffer, which is finished with the last one."""
-        self._replies = replies
-        self._idle.clear()
+        """Ask; replies go to the buffer, which is finished with the last one, or at once if nobody is there to ask."""
+        with self._handing:
+            if self._gone:
+                replies.finish(failure=Gone())
+                return
+            self._replies = replies
+            self._idle.clear()
         self.answered = time.monotonic()
         self.tell(message)
 
@@ -177,10 +188,14 @@ class Process:
         """Whether it came to rest in this time."""
         return self._idle.wait(seconds) and self.alive
 
+    def kill(self) -> None:
+        """Stop it at once; who waits for it learns that it is gone."""
+        with suppress(OSError):
+            self._process.kill()
+
     def end(self) -> str:
         """Stop it at once; returns what became of it."""
-        if self.alive:
-            self._process.kill()
+        self.kill()
         code = self._process.wait()
         self._drop_ring()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -203,7 +218,9 @@ class Process:
             self.answered = time.monotonic()
             replies = self._replies
             if message is None or isinstance(message, (Ended, Failed)):
-                self._replies = None
+                with self._handing:
+                    replies, self._replies = self._replies, None
+                    self._gone = message is None
                 self._idle.set()
                 if replies is not None:
                     replies.finish(message, Gone() if message is None else None)
@@ -212,6 +229,41 @@ class Process:
             elif replies is not None and not isinstance(message, Alive):
                 with suppress(Closed):
                     replies.put(message)
+
+
+class Leash:
+    """Holds the workers that its thread asks, so that another thread can end whatever they do; a context manager."""
+
+    def __init__(self) -> None:
+        self._held: weakref.WeakSet[Process] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._cut = False
+
+    def __enter__(self) -> Self:
+        self._before = _leash.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _leash.reset(self._before)
+
+    def hold(self, process: Process) -> None:
+        """A worker was leased under it."""
+        with self._lock:
+            self._held.add(process)
+            if self._cut:
+                process.kill()
+
+    def release(self, process: Process) -> None:
+        """The worker serves others now."""
+        with self._lock:
+            self._held.discard(process)
+
+    def cut(self) -> None:
+        """End the workers that are held, and all that will be."""
+        with self._lock:
+            self._cut = True
+            for process in self._held:
+                process.kill()
 
 
 class Pool:
@@ -226,6 +278,12 @@ class Pool:
 
     def lease(self, token: int | None = None) -> Process:
         """A worker for one request; the one that knows the reader if it is at rest."""
+        process = self._leased(token)
+        if (leash := _leash.get()) is not None:
+            leash.hold(process)
+        return process
+
+    def _leased(self, token: int | None) -> Process:
         with self._lock:
             for process in [process for process in self._resting if not process.alive]:
                 self._resting.remove(process)
@@ -241,6 +299,8 @@ class Pool:
 
     def give_back(self, process: Process) -> None:
         """Let a worker rest, or end it if it does not or if there are enough."""
+        if (leash := _leash.get()) is not None:
+            leash.release(process)
         if process.idle:
             with self._lock:
                 if len(self._resting) < _IDLE_KEPT:

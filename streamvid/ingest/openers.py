@@ -42,6 +42,12 @@ class Opener(ABC):
     rate: Fraction | None = None
     """Pictures a second if the source has no times of its own."""
 
+    slack: Fraction | None = None
+    """How many seconds of pictures may come at once where they come in real time; None where they do not."""
+
+    timeless: bool = False
+    """Whether pictures have no times, so that they appear when they come."""
+
     @abstractmethod
     def open(self) -> InputContainer:
         """The container, from its start; raises SourceError in one line."""
@@ -78,13 +84,14 @@ class FileOpener(Opener):
             raise SourceError(f"{self.name} {reason}") from None
 
 
-def open_container(source: Any, *, protocols: str, hwaccel: str | None) -> InputContainer:
+def open_container(source: Any, *, protocols: str, hwaccel: str | None, format: str | None = None) -> InputContainer:
     """A path or a file object, opened by FFmpeg; what it finds inside may use no other protocols."""
 
     def opened(device: HWAccel | None) -> InputContainer:
         container: InputContainer = av.open(
             source,
             "r",
+            format,
             container_options={"protocol_whitelist": protocols},
             options={"max_pixels": str(MAX_PIXELS)},
             metadata_errors="replace",

@@ -37,7 +37,8 @@ class DecodeStats:
     """Pictures without any time of their own, placed one frame after the picture before."""
 
     jumps: int = 0
-    """Times the clock of the file fell back by more than a second; later times were moved on."""
+    """Times the clock fell back by more than a second, or that of a live source leapt ahead; later times go on as
+    before."""
 
     rescaled: int = 0
     """Delivered pictures that were scaled because their size differs from the first one's."""
@@ -58,7 +59,7 @@ class DecodeStats:
             (self.damaged, "pictures were damaged and are not shown"),
             (self.misplaced, "pictures had times out of order and are not shown"),
             (self.untimed, "pictures had no time of their own and were placed after those before"),
-            (self.jumps, "times the clock fell back; later times were moved on"),
+            (self.jumps, "times the clock jumped; later times go on as before"),
             (self.rescaled, "pictures had another size and were scaled to the first one's"),
             (self.dropped, "frames found the buffer full and were dropped"),
         )

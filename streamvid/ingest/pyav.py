@@ -36,7 +36,9 @@ from streamvid.ingest.pictures import DecodeStats, Picture, Pictures
 from streamvid.ingest.reader import Reader, Shots, SourceInfo
 from streamvid.ingest.sampling import Plan, Sampler
 from streamvid.ingest.sparse import SparsePictures, sparse_plan
+from streamvid.ingest.wall import TOLERANCE_SECONDS, steady
 
+_TICK = Fraction(1, 1000)
 _FALL_SECONDS = 1
 """A time that falls by more than this waits for the next one: either that confirms it (a new
 clock) or the time was damaged."""
@@ -287,7 +289,9 @@ class PyavPictures(Pictures):
         self._interval: Fraction | None = None
         self._offset = Fraction(0)
         self._ready: deque[PyavPicture] = deque()
-        self._held: tuple[VideoFrame, Fraction] | None = None
+        self._held: tuple[VideoFrame, Fraction, Fraction] | None = None
+        self._came = Fraction(0)
+        self._lead: Fraction | None = None
 
     def _next_placed(self) -> PyavPicture | None:
         """The next picture that has a credible time; None at the end."""
@@ -311,11 +315,20 @@ class PyavPictures(Pictures):
             self.stats.damaged += 1
             return
         base = frame.time_base or Fraction(0)
+        # Where nobody waits for pictures it does not matter when they come.
+        here = Fraction(0) if self._film.opener.slack is None else Fraction(round(steady() * 1000), 1000)
+        if self._film.opener.timeless:
+            self._commit(frame, here if self._last is None else max(here, self._last + _TICK), here)
+            return
         if self._film.by_dts:
             stamp = frame.dts
         else:
             stamp = frame.pts if frame.pts is not None else frame.dts
         if stamp is None or not base:
+            if self._film.opener.live and self._last is None and not self.stats.untimed:
+                # RTSP servers tell the time of the second picture; that of the first is lost.
+                self.stats.untimed += 1
+                return
             # The last frames of AVI come after all of its chunks and have lost their number.
             self.stats.untimed += not self._film.by_dts
             time = self._last + self._film.step - self._offset if self._last is not None else Fraction(0)
@@ -330,11 +343,11 @@ class PyavPictures(Pictures):
         if self._last is not None:
             step = time + self._offset - self._last
             if step < -_FALL_SECONDS or step > LEAP_SECONDS:
-                self._held = frame, time
+                self._held = frame, time, here
                 return
-        self._commit(frame, time)
+        self._commit(frame, time, here)
 
-    def _commit(self, frame: VideoFrame, time: Fraction) -> None:
+    def _commit(self, frame: VideoFrame, time: Fraction, here: Fraction) -> None:
         pts = time + self._offset
         if self._last is not None and pts <= self._last:
             if self._last - pts <= _FALL_SECONDS:
@@ -344,14 +357,34 @@ class PyavPictures(Pictures):
             self._jumps = False
             self._offset += self._last + self._film.step - pts
             pts = time + self._offset
+        elif self._last is not None and (leap := self._leap(pts, pts - self._last, here - self._came)):
+            self.stats.jumps += 1
+            self._offset -= leap
+            pts = time + self._offset
+        self._came = here
+        self._lead = pts - here if self._lead is None else max(self._lead, pts - here)
         if self._last is not None:
             self._interval = pts - self._last
         self._last = pts
         self._ready.append(PyavPicture(frame, pts, self._stay(frame, pts), self))
 
+    def _leap(self, pts: Fraction, step: Fraction, elapsed: Fraction) -> Fraction:
+        """How far the clock of a source in real time leapt ahead of the pictures' arrival; 0 where it is believed.
+
+        Pictures that the network kept come faster than they were taken, but never before those that it did not keep.
+        """
+        slack = self._film.opener.slack
+        if slack is None or self._lead is None:
+            return Fraction(0)
+        allowed = slack + TOLERANCE_SECONDS
+        ahead = pts - (self._came + elapsed) - self._lead
+        if step - elapsed <= allowed or ahead <= allowed:
+            return Fraction(0)
+        return step - max(elapsed, self._film.step)
+
     def _stay(self, frame: VideoFrame, pts: Fraction) -> Fraction:
         """How long the picture stays if it is the last: as it says, else as the file does, else as the one before."""
-        timed = frame.pts is not None or frame.dts is not None
+        timed = (frame.pts is not None or frame.dts is not None) and not self._film.opener.timeless
         if timed and frame.duration > 0 and frame.time_base:
             return frame.duration * frame.time_base
         if self._film.end is not None and self._film.end > pts:

@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from streamvid.errors import SourceError
-from streamvid.ingest.buffer import Ahead, Policy
-from streamvid.ingest.isolation import POOL, RemoteReader
+from streamvid.ingest.buffer import Ahead, Buffer, Policy
+from streamvid.ingest.isolation import POOL, Gone, Process, RemoteReader
 from streamvid.ingest.openers import FileOpener
 from streamvid.ingest.pyav import PyavReader
 from streamvid.ingest.sampling import Sampling
 from streamvid.ingest.source import Source
+from streamvid.ingest.worker import Open
 from tests.ingest.hostile import HostileReader, loaded, pid
 from tests.ingest.synthetic import even, write
 
@@ -64,6 +65,35 @@ def test_a_crash_is_an_error_that_says_where(what: str, reason: str) -> None:
             next(taken)
         # The next pass starts a process of its own and fails at the same place, not earlier.
         assert len(list(zip(range(2), source.frames(), strict=False))) == 2
+
+
+def test_a_process_that_is_about_to_end_is_asked_nothing_more() -> None:
+    """The pipes of a process close before it has ended, on a busy machine long before: it was taken for one at rest,
+    and whoever asked it next waited for the stall limit.  Here that time does not pass at all.
+    """
+    POOL.close()
+    with hostile("fade") as source:
+        taken = source.frames()
+        next(taken)
+        shots = taken._shots
+        assert shots._process._idle.wait(10)  # type: ignore[attr-defined]
+        dying = shots._process  # type: ignore[attr-defined]
+        taken.close()
+        assert dying._process.poll() is not None and not dying.alive
+    with hostile("none", stall_seconds=20) as other:
+        assert numbers(other) == [0, 1, 2, 3, 4, 5]
+
+
+def test_asking_a_process_that_ended_fails_at_once() -> None:
+    process = Process()
+    process.kill()
+    while not process._gone:
+        time.sleep(0.01)
+    replies: Buffer[object] = Buffer(1)
+    process.request(Open(1, partial(HostileReader, "none", 0)), replies)
+    with pytest.raises(Gone):
+        replies.get(timeout=0)
+    assert process.end() == "SIGKILL"
 
 
 @pytest.mark.parametrize("what", ["crash", "hang", "refuse", "blunder"])
