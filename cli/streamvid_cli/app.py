@@ -14,6 +14,7 @@ from streamvid.errors import StreamvidError
 
 COMMANDS = {
     "ask": "Ask a video one or several questions; it is watched once and remembered.",
+    "live": "Watch cameras, remember what they show, and answer questions about now and about the past.",
     "probe": "Tell what each source is: container, codec, size, exact times, colour, streams, decoder.",
     "doctor": "Check what is installed, which devices and checkpoints are here, and what each missing piece would "
     "give.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -19,11 +20,16 @@ def ask(
         str,
         typer.Argument(
             help="A video file; a folder or glob of images; - for standard input; an http(s) address of a film or "
-            "playlist; lavfi:GRAPH, camera:0 or rtsp://..., these with --to."
+            "playlist; lavfi:GRAPH, camera:0 or rtsp://..., these with --to.  Left out with --stream.",
+            show_default=False,
         ),
-    ],
+    ] = "",
     questions: Annotated[
         list[str] | None, typer.Argument(help="One or several questions; none opens a prompt.", show_default=False)
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(help="Ask about what `streamvid live` watches, or watched, under this name; no video is given."),
     ] = None,
     model: options.Model = "auto",
     embedder: options.Embedder = "auto",
@@ -97,11 +103,18 @@ def ask(
         threads=threads,
     )
     asked = list(questions or [])
+    if stream is not None:
+        asked = [video, *asked] if video else asked
+    elif not video:
+        raise SettingsError('which video? as in: streamvid ask video.mp4 "what happens?"')
     for question in asked:
         if not question.strip():
             raise SettingsError('the question is empty; ask something like: streamvid ask video.mp4 "what happens?"')
     if not asked and json and sys.stdin.isatty():
         raise SettingsError("--json without a question has nothing to print; give one or pipe questions in, one a line")
+    if stream is not None:
+        _ask_stream(stream, request, asked, json=json, quiet=quiet)
+        return
     watching = render.Watching(quiet=quiet)
     console = render.stderr()
     with open_ask(video, request, lambda text: console.print(text, markup=False)) as opened:
@@ -136,11 +149,28 @@ def _one(opened: AskVideo, question: str, *, json: bool, explain: bool, quiet: b
     else:
         for warning in answer.receipt.warnings:
             sys.stderr.write(f"warning: {warning}\n")
-    return render.answer_json(answer)
+    return answer.to_dict()
 
 
-def _prompt(opened: AskVideo, *, json: bool, explain: bool, quiet: bool) -> None:
-    """Questions line by line until the input ends."""
+def _ask_stream(stream: str, request: Request, asked: list[str], *, json: bool, quiet: bool) -> None:
+    from streamvid_pipelines.live.past import Past
+
+    console = render.stderr()
+    past = Past(stream, request, lambda text: console.print(text, markup=False))
+    told = []
+    for question in asked or _lines():
+        answer = past.ask(question, None if json else _write)
+        if json and not asked:
+            render.emit_json(answer)
+        told.append(answer)
+        if not json:
+            render.finish_told(answer, quiet=quiet)
+    if json and asked:
+        render.emit_json(told[0] if len(told) == 1 else told)
+
+
+def _lines() -> Iterator[str]:
+    """Questions line by line until the input ends; an empty line ends a terminal's."""
     terminal = sys.stdin.isatty()
     if terminal:
         sys.stderr.write("ask away; an empty line or Ctrl-D leaves\n")
@@ -151,9 +181,14 @@ def _prompt(opened: AskVideo, *, json: bool, explain: bool, quiet: bool) -> None
         line = sys.stdin.readline()
         if not line or (terminal and not line.strip()):
             return
-        if not line.strip():
-            continue
-        answer = _one(opened, line.strip(), json=json, explain=explain, quiet=quiet, many=False)
+        if line.strip():
+            yield line.strip()
+
+
+def _prompt(opened: AskVideo, *, json: bool, explain: bool, quiet: bool) -> None:
+    """Questions line by line until the input ends."""
+    for line in _lines():
+        answer = _one(opened, line, json=json, explain=explain, quiet=quiet, many=False)
         if json:
             render.emit_json(answer)
 

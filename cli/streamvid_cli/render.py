@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from streamvid.query.evidence import citation, clock
+from streamvid.query.evidence import Clock, citation, clock
 
 if TYPE_CHECKING:
     from streamvid.receipt import Receipt
@@ -33,14 +34,16 @@ def emit_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """What ``--json`` prints for one answer."""
-    return {
-        "question": answer.question,
-        "answer": answer.text,
-        "spans": [[round(a, 3), round(b, 3)] for a, b in answer.spans],
-        "receipt": answer.receipt.to_dict(),
-    }
+def emit_json_line(value: Any) -> None:
+    """One JSON value on one line of stdout, whatever reads it."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def lasting(seconds: float) -> str:
+    """``2 d 03:04:05``, ``3:04:05``, ``04:05``."""
+    days, rest = divmod(int(seconds), 86400)
+    return f"{days} d {rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}" if days else clock(rest)
 
 
 class Watching:
@@ -79,9 +82,36 @@ class Watching:
 
 def finish_answer(answer: Answer) -> None:
     """End the streamed answer with the times it can be seen at."""
-    cited = citation(answer.spans)
+    cited = citation(answer.spans, Clock(answer.origin))
     sys.stdout.write((f"  {cited}" if cited else "") + "\n")
     sys.stdout.flush()
+
+
+def finish_told(answer: Mapping[str, Any], *, quiet: bool) -> None:
+    """End an answer that came as JSON values from a stream: the times it can be seen at, and its short account."""
+    if "wall" in answer:
+        day = datetime.now().astimezone().date()
+        shown = []
+        for span in answer["wall"]:
+            start, stop = (datetime.fromisoformat(end).astimezone() for end in span)
+            date = "" if start.date() == day else f"{start:%Y-%m-%d} "
+            shown.append(f"[{date}{start:%H:%M:%S}-{stop:%H:%M:%S}]")
+        cited = " ".join(shown)
+    else:
+        cited = citation([(start, stop) for start, stop in answer["spans"]])
+    sys.stdout.write((f"  {cited}" if cited else "") + "\n")
+    sys.stdout.flush()
+    receipt = answer["receipt"]
+    lines = [f"warning: {text}" for text in receipt["warnings"]]
+    if not quiet:
+        seconds = sum(stage["seconds"] for stage in receipt["stages"])
+        lines.insert(
+            0,
+            f"cache: {receipt['cache']}, key {receipt['key']}; {receipt['model']}; {receipt['tokens_given']:,} of "
+            f"{receipt['tokens_remembered']:,} remembered tokens given; {seconds:.2f} s",
+        )
+    for line in lines:
+        sys.stderr.write(line + "\n")
 
 
 def show_receipt(receipt: Receipt, *, explain: bool, said: Sequence[str] = ()) -> None:
