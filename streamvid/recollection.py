@@ -121,7 +121,7 @@ class Recollection:
             return torch.arange(len(self))
         inside = torch.zeros(len(self), dtype=torch.bool)
         lost = [(gap.start, gap.stop) for gap in (*self.bank.gaps(self.source.id), *self._lost)]
-        lost += [(past.start, past.stop) for past in self.bank.expired(self.source.id)]
+        lost += [(past.start, past.stop) for past in self.bank.expired(self.source.id) if past.spans]
         for start, stop in when.ranges:
             here = (view.start_seconds < stop) & (view.stop_seconds > start)
             before = (view.start_seconds < start).nonzero()

@@ -18,6 +18,7 @@ from streamvid.errors import SettingsError, StreamvidError
 from streamvid_cli import options, render
 from streamvid_pipelines.ask import Request, load
 from streamvid_pipelines.live.engine import Live, Said
+from streamvid_pipelines.live.health import Health
 from streamvid_pipelines.live.local import Door
 from streamvid_pipelines.live.settings import CameraRequest, LiveRequest, read_config
 
@@ -89,6 +90,13 @@ def live(
     duration: Annotated[
         float | None, typer.Option("--for", help="Stop after so many seconds. Default: never.", metavar="SECONDS")
     ] = None,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            help="Tell whether all is well: HOST:PORT of this machine (GET gives 200 or 503 and JSON), or a file that "
+            "is kept up to date."
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON value a line on stdout: status, events and answers.")
     ] = False,
@@ -147,6 +155,8 @@ def live(
         watching = stack.enter_context(_until_told(Live(cameras, request, loaded, say=screen.said)))
         names = [camera.name for camera in cameras]
         stack.enter_context(Door(request.folder, names, _answer_for(watching)))
+        if health is not None:
+            stack.enter_context(Health(health, watching.status))
         screen.hello(names, request)
         screen.run(watching, duration)
     screen.goodbye(watching)

@@ -507,7 +507,7 @@ def _row(bank: Bank, source: SourceRecord) -> dict[str, Any]:
         "gaps": len(gaps),
         "gap_seconds": float(sum(g.stop - g.start for g in gaps)),
         "expired": sum(e.spans for e in expired),
-        "expired_seconds": float(sum(e.stop - e.start for e in expired)),
+        "expired_seconds": float(sum(e.stop - e.start for e in expired if e.spans)),
         "pinned": source.pinned,
         "key": source.key.short,
         "created": source.created.isoformat(timespec="seconds"),

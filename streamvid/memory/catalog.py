@@ -78,27 +78,26 @@ class Catalog(Scopes):
         return source
 
     def finish_source(self, source_id: int, *, summary: Mapping[str, Any], duration: Fraction | None) -> None:
-        """Mark a source complete."""
+        """Mark a source complete; what was said of it before stays where ``summary`` does not say otherwise."""
         with self.transaction():
+            self._say(source_id, summary)
             self._db.execute(
-                "UPDATE sources SET state = ?, summary = ?, duration = ? WHERE id = ?",
-                (
-                    State.COMPLETE.value,
-                    json.dumps(summary, sort_keys=True),
-                    None if duration is None else str(duration),
-                    source_id,
-                ),
+                "UPDATE sources SET state = ?, duration = ? WHERE id = ?",
+                (State.COMPLETE.value, None if duration is None else str(duration), source_id),
             )
 
     def describe_source(self, source_id: int, summary: Mapping[str, Any]) -> None:
         """Put values into the summary of a source, in place of those of the same names."""
         with self.transaction():
-            row = self._db.execute("SELECT summary FROM sources WHERE id = ?", (source_id,)).fetchone()
-            if row is not None:
-                told = {**json.loads(row["summary"]), **summary}
-                self._db.execute(
-                    "UPDATE sources SET summary = ? WHERE id = ?", (json.dumps(told, sort_keys=True), source_id)
-                )
+            self._say(source_id, summary)
+
+    def _say(self, source_id: int, summary: Mapping[str, Any]) -> None:
+        row = self._db.execute("SELECT summary FROM sources WHERE id = ?", (source_id,)).fetchone()
+        if row is not None:
+            told = {**json.loads(row["summary"]), **summary}
+            self._db.execute(
+                "UPDATE sources SET summary = ? WHERE id = ?", (json.dumps(told, sort_keys=True), source_id)
+            )
 
     def remove_source(self, source_id: int) -> None:
         """Remove a source with its spans, keys and answers."""
