@@ -113,21 +113,21 @@ class Recollection:
     def inside(self, when: When) -> Tensor:
         """(M,) rows of the spans that show what a question speaks of, rising; all where it names no time.
 
-        Where nothing changed nothing was stored: a watched range without spans is shown by the span before it,
-        unless it was not seen or is forgotten.
+        Where nothing changed nothing was stored: a range that was watched, or the part of it that was, and has
+        no spans is shown by the span before it.  What was not seen or is forgotten is shown by nothing.
         """
-        view, seen = self.view, self.seen
+        view = self.view
         if not when:
             return torch.arange(len(self))
         inside = torch.zeros(len(self), dtype=torch.bool)
-        lost = [(gap.start, gap.stop) for gap in (*self.bank.gaps(self.source.id), *self._lost)]
-        lost += [(past.start, past.stop) for past in self.bank.expired(self.source.id) if past.spans]
+        lost = [(float(gap.start), float(gap.stop)) for gap in (*self.bank.gaps(self.source.id), *self._lost)]
+        lost += [(float(past.start), float(past.stop)) for past in self.bank.expired(self.source.id) if past.spans]
         for start, stop in when.ranges:
             here = (view.start_seconds < stop) & (view.stop_seconds > start)
-            before = (view.start_seconds < start).nonzero()
-            watched = seen[0] <= start < seen[1] and not any(a < stop and b > start for a, b in lost)
-            if watched and len(before) and not here.any():
-                here[before[-1]] = True
+            watched = _without((max(start, self.seen[0]), min(stop, self.seen[1])), lost)
+            if watched and not here.any():
+                before = (view.start_seconds < watched[-1][0]).nonzero()
+                here[before[-1:]] = True
             inside |= here
         return inside.nonzero().squeeze(1)
 
@@ -165,6 +165,20 @@ class Recollection:
         summary = self.source.summary
         told = summary.get("start_seconds", stored[0]), summary.get("stop_seconds", stored[1])
         return min(stored[0], told[0]), max(stored[1], told[1])
+
+
+def _without(whole: Range, lost: Sequence[Range]) -> list[Range]:
+    """What is left of a range, in time order."""
+    parts, at = [], whole[0]
+    for start, stop in sorted(lost):
+        if start >= whole[1]:
+            break
+        if start > at:
+            parts.append((at, start))
+        at = max(at, stop)
+    if at < whole[1]:
+        parts.append((at, whole[1]))
+    return parts
 
 
 def _stretch(similarity: Tensor, starts: Tensor, stops: Tensor) -> Range | None:

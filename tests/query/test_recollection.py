@@ -17,6 +17,7 @@ from streamvid.errors import Vanished
 from streamvid.memory import faiss_index
 from streamvid.memory.bank import Bank
 from streamvid.memory.faiss_index import IvfIndex
+from streamvid.query.when import When
 from streamvid.receipt import Receipt
 from streamvid.recollection import Recollection
 from streamvid.signals import Signals
@@ -137,3 +138,33 @@ def test_spans_that_went_meanwhile_are_said_to_be_gone(tmp_path: Path) -> None:
         with pytest.raises(Vanished, match="ask again"):
             memory.records(torch.tensor([0, 2]))
         assert memory.keys(torch.tensor([0, 1])).squeeze(1).tolist() == [[0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "ranges, gaps, until, rows",
+    [
+        ([(4.0, 6.0)], [], 40.0, [2]),
+        ([(8.0, 9.0)], [], 40.0, [3]),
+        ([(20.0, 30.0)], [], 40.0, [3]),
+        ([(20.0, 30.0)], [(15, 50)], 60.0, []),
+        ([(20.0, 30.0)], [(15, 25)], 40.0, [3]),
+        ([(20.0, 30.0)], [(0, 2), (25, 50)], 60.0, [3]),
+        ([(50.0, 60.0)], [], 40.0, []),
+        ([(0.0, 2.0), (30.0, 31.0)], [], 40.0, [0, 3]),
+        ([(-10.0, -5.0)], [], 40.0, []),
+    ],
+)
+def test_a_still_picture_is_shown_by_the_span_before_it(
+    tmp_path: Path, ranges: list[tuple[float, float]], gaps: list[tuple[int, int]], until: float, rows: list[int]
+) -> None:
+    """Four spans of two seconds, then nothing changes; what nobody saw is shown by nothing."""
+    with Bank.open(tmp_path) as bank:
+        with bank.writer(KEY, path="a", name="a") as writer:
+            for number in range(4):
+                tokens = span_tokens(number, count=4)
+                start = Fraction(2 * number)
+                writer.append(tokens, start=start, stop=start + 2, keys=torch.eye(4)[[number]])
+            for start_seconds, stop_seconds in gaps:
+                writer.gap(Fraction(start_seconds), Fraction(stop_seconds), "away")
+        memory = Recollection(bank, bank.sources()[0], Receipt(), until=until)
+        assert memory.inside(When(tuple(ranges))).tolist() == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
@@ -58,7 +59,9 @@ class Past:
                 known = near(self.stream, names) if names else "none was watched yet: streamvid live SOURCE"
                 raise SettingsError(f"no stream called {self.stream!r} is remembered in {self.folder}; {known}")
             if self._loaded is None:
-                self._loaded = load(self.request, self._say)
+                named = found[-1].summary.get("model", "auto")
+                wanted = replace(self.request, model=named) if self.request.model == "auto" else self.request
+                self._loaded = load(wanted, self._say)
             loaded = self._loaded
             source = self._fitting(found, loaded)
             session = Session(
