@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import socket
 import sys
@@ -29,6 +31,13 @@ STREAMS: Mapping[str, str] = {
 }
 """Addresses of live streams, and the protocols each may use; none can read a file."""
 
+SECURE = ("rtsps", "rtmps")
+"""Those of them whose servers show a certificate."""
+
+UNCHECKED = "tls_verify=0"
+"""Behind such an address: whoever answers is trusted."""
+
+_PORTS = {"rtsps": 322, "rtmps": 443}
 _HOPELESS = (
     av.error.HTTPUnauthorizedError,
     av.error.HTTPForbiddenError,
@@ -60,7 +69,7 @@ class DeviceOpener(Opener):
     live: bool = True
     hwaccel: str | None = None
     slack: Fraction | None = Fraction(0)
-    notes: tuple[str, ...] = ()  # type: ignore[assignment]
+    notes: tuple[str, ...] = ()
 
     def open(self) -> InputContainer:
         """The running stream."""
@@ -76,6 +85,12 @@ class DeviceOpener(Opener):
             if isinstance(reason, av.error.OSError) and _unknown_host(self.address):
                 raise Hopeless(
                     f"{self.name} names a server that is not known; check its spelling and the network"
+                ) from None
+            if self.options.get("tls_verify") == "1" and (wrong := _distrusted(self.address, self.stall_seconds)):
+                raise Hopeless(
+                    f"{self.name} shows a certificate that is not trusted ({wrong}); name its "
+                    f"issuer's in SSL_CERT_FILE, or trust anybody: {UNCHECKED} behind the address, "
+                    "or STREAMVID_TLS_VERIFY=0"
                 ) from None
             kind = Hopeless if isinstance(reason, _HOPELESS) else SourceError
             raise kind(f"{self.name} {_why(reason)}; {self.hint}") from None
@@ -121,27 +136,72 @@ def camera(address: str, *, stall_seconds: float) -> DeviceOpener:
     path = f"/dev/video{device}" if device.isdigit() else device
     if not path.startswith("/dev/"):
         raise SourceError(f"{address}: a camera is a number or a device, as in camera:0 or camera:/dev/video2")
+    if not os.path.exists(path):
+        found = sorted(glob.glob("/dev/video*"))
+        hint = (
+            "this machine shows no camera; plug one in, or hand it to the container (docker run --device /dev/video0)"
+        )
+        if found:
+            hint = f"this machine has {', '.join(found)}"
     return DeviceOpener(path, address, address, "v4l2", options, stall_seconds, hint)
 
 
 def stream(address: str, *, stall_seconds: float) -> DeviceOpener:
-    """rtsp, rtmp, srt, udp and their kin."""
+    """rtsp, rtmp, srt, udp and their kin.
+
+    ``?udp`` behind an rtsp address takes pictures by UDP, which loses some where TCP waits.
+    ``?tls_verify=0`` behind an rtsps or rtmps address does not look at who answers.
+    """
     scheme = address.partition("://")[0].lower()
     options = {"protocol_whitelist": STREAMS[scheme]}
+    shown = redact(address)
+    notes: tuple[str, ...] = ()
+    if scheme in SECURE:
+        place, _, query = address.partition("?")
+        asked = query.split("&")
+        if UNCHECKED in asked:
+            notes = ("the certificate is not checked: anybody may stand in for the camera",)
+            query = "&".join(part for part in asked if part != UNCHECKED)
+            address = f"{place}?{query}" if query else place
+        # FFmpeg checks nothing unless it is told to.
+        options |= {"tls_verify": "0" if notes else "1", **_trusted()}
     if scheme.startswith("rtsp"):
         options["rtsp_transport"] = "udp" if _asks_for_udp(address) else "tcp"
         # Twenty pictures would be read first, only to guess at a rate that nobody needs.
         options["fpsprobesize"] = "0"
-    shown = redact(address)
     return DeviceOpener(
         address, shown, shown, None, options, stall_seconds,
-        "check the address, user name and password, and that the camera can be reached",
+        "check the address, user name and password, and that the camera can be reached", notes=notes,
     )  # fmt: skip
 
 
 def _asks_for_udp(address: str) -> bool:
     """Whether ``?udp`` or ``&udp`` stands in the address, as FFmpeg has it."""
     return "udp" in address.partition("?")[2].split("&")
+
+
+def _trusted() -> dict[str, str]:
+    """The certificates that this machine trusts, or those of ``$SSL_CERT_FILE``."""
+    import ssl  # only who needs it waits for it
+
+    file = ssl.get_default_verify_paths().cafile
+    return {"ca_file": file} if file is not None else {}
+
+
+def _distrusted(address: str, seconds: float) -> str | None:
+    """Why the certificate at an address is not trusted; None if it is, or if that is not what is wrong."""
+    import ssl
+
+    parts = urlsplit(address)
+    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    try:
+        with socket.create_connection((host, port), timeout=seconds) as line:
+            ssl.create_default_context().wrap_socket(line, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as reason:
+        return reason.verify_message.rstrip(".")
+    except OSError:
+        pass
+    return None
 
 
 def _unknown_host(address: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -91,6 +91,9 @@ class Film:
     keys: tuple[Fraction, ...] | None = None
     """When indexed key frames are shown, in seconds; None until somebody wants to jump."""
 
+    tap: Callable[[Packet[VideoStream]], None] | None = None
+    """Told of every packet before it is decoded, to write it down; leaves it as it was."""
+
     @property
     def name(self) -> str:
         """What to call it in messages."""
@@ -173,7 +176,7 @@ class Decoder:
         container: InputContainer | None = None,
         keys_only: bool = False,
     ) -> None:
-        self._name = film.name
+        self._name, self._tap = film.name, film.tap
         self._stats = stats or DecodeStats()
         self.container = container if container is not None else film.opener.open()
         self.stream = next(stream for stream in self.container.streams.video if stream.index == film.index)
@@ -237,6 +240,8 @@ class Decoder:
             if packet.pts is not None:
                 pts = packet.pts * packet.time_base
                 self.read_until = pts if self.read_until is None else max(pts, self.read_until)
+            if self._tap is not None:
+                self._tap(packet)
             yield packet
 
     def shown_packets(self) -> Iterator[Packet[VideoStream]]:

@@ -39,8 +39,15 @@ _ROOM_STEP = 1 << 26
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 16
 _PART = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _LENGTH = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
+PICTURES_IN_PARTS: Final = "multipart/x-mixed-replace"
+"""The type of what cameras send over HTTP: one JPEG after another, without an end."""
+
 _EMPTY = "is empty (0 bytes); check the address"
 _CHANGED = "changed while it was read; open it again"
+
+
+class NoFile(SourceError):
+    """What lies there has no end."""
 
 
 class HttpFile(io.RawIOBase):
@@ -408,6 +415,8 @@ class _Remote:
         """Learn from the first answer, and look at its first bytes."""
         if response.status_code == 416:
             raise SourceError(f"{self.where} {_EMPTY}")
+        if response.headers.get("content-type", "").lower().startswith(PICTURES_IN_PARTS):
+            raise NoFile(f"{self.where} is a live stream of pictures, not a file; watch it live")
         self.version = self._check(response, (200, 206))
         self.end = self.version.length
         chunks = self.web.chunks(response, self.where)
@@ -477,7 +486,7 @@ class _Remote:
         new = _Version(headers.get("etag"), headers.get("last-modified"), int(length) if length.isdecimal() else None)
         wrong = None
         if status not in fine:
-            wrong = _refusal(status, response.reason_phrase, "authorization" in response.request.headers)
+            wrong = refusal(status, response.reason_phrase, "authorization" in response.request.headers)
         elif headers.get("content-encoding", "identity") != "identity":
             wrong = "is sent compressed although that was not asked for; download it and give the file"
         elif self.version is not None and self.version.differs(new):
@@ -553,7 +562,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refusal(status: int, phrase: str, login: bool) -> str:
+def refusal(status: int, phrase: str, login: bool) -> str:
     """What an answer other than success means, as the end of a sentence."""
     if status in (404, 410):
         return f"does not exist ({status}); check the address"

@@ -133,7 +133,8 @@ class Process:
         self._gone = False
         self._idle = threading.Event()
         self._idle.set()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name="streamvid-listen", daemon=True)
+        self._listener.start()
 
     @property
     def alive(self) -> bool:
@@ -198,6 +199,9 @@ class Process:
         self.kill()
         code = self._process.wait()
         self._drop_ring()
+        if threading.current_thread() is not self._listener:
+            # A thread that is left when the program ends may take it down.
+            self._listener.join(1.0)
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 if pipe is not None:

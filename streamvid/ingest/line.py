@@ -52,10 +52,13 @@ class Came:
     """How many pictures so far had another size than the first one."""
 
     jumps: int
-    """How often so far the source's clock fell."""
+    """How often so far the source's clock fell or leapt."""
 
     lost: int
     """Frames that were thrown away so far because nobody took them."""
+
+    damaged: int = 0
+    """Pictures that came damaged so far, and packets that could not be read."""
 
 
 class Line(Protocol):
@@ -72,6 +75,9 @@ class Line(Protocol):
 
     def cut(self) -> None:
         """Leave the source, whatever it does; from any thread, and more than once."""
+
+    def join(self, seconds: float) -> bool:
+        """Whether nothing of it runs any more, within so many seconds."""
 
 
 class ThreadLine:
@@ -113,7 +119,10 @@ class ThreadLine:
                 source, frames = self._connect()
                 for frame in frames:
                     stats = frames.stats
-                    self._events.put(Came(source.info, frame, self._now(), stats.rescaled, stats.jumps, stats.dropped))
+                    broken = stats.damaged + stats.skipped
+                    self._events.put(
+                        Came(source.info, frame, self._now(), stats.rescaled, stats.jumps, stats.dropped, broken)
+                    )
             except Closed:
                 pass
             except Exception as reason:  # whatever it was, the other side must hear of it

@@ -13,6 +13,8 @@ from streamvid.ingest.openers import Opener, hardware_notes
 from streamvid.ingest.pictures import Picture, Pictures
 from streamvid.ingest.pyav import PyavPicture, PyavPictures
 from streamvid.ingest.reader import Reader, SourceInfo
+from streamvid.ingest.recorder import Recorder
+from streamvid.ingest.ring import RecordTo
 from streamvid.ingest.sampling import Plan, Sampling
 
 
@@ -21,17 +23,23 @@ class LiveReader(Reader):
 
     Args:
         opener: what to connect to.
+        record: where its packets are written down as they come; None: nowhere.
 
     Raises:
         SourceError: if it cannot be opened or sends no picture.
+        UnsupportedError: if its packets cannot be recorded.
     """
 
-    def __init__(self, opener: Opener) -> None:
+    def __init__(self, opener: Opener, record: RecordTo | None = None) -> None:
         self._taken = False
         container = opener.open()
+        recorder: Recorder | None = None
         try:
             stream = choose_stream(container, opener.name)
             film = Film(opener, stream.index, step_of(stream), False, stream.time_base or Fraction(0))
+            if record is not None:
+                recorder = Recorder(record, stream, step=film.step, name=opener.name, timeless=opener.timeless)
+                film.tap = recorder.take
             pictures = PyavPictures(film, container=container)
             first = next(pictures, None)
             if first is None:
@@ -52,14 +60,16 @@ class LiveReader(Reader):
                 average_rate=stream.average_rate,
                 rotation=film.look.upright.degrees,
                 decoder="pyav",
-                live=True,
+                live=opener.live,
                 streams=streams_of(container, stream),
                 colour=colour_of(frame),
                 notes=(*opener.notes, *seen, *hardware_notes(opener, stream)),
             )
-            self._pass = OnePass(pictures, first)
+            self._pass = OnePass(pictures, first, recorder)
         except BaseException:
             container.close()
+            if recorder is not None:
+                recorder.close()
             raise
 
     def pictures(self, *, keys_only: bool = False) -> Pictures:
@@ -74,6 +84,10 @@ class LiveReader(Reader):
     def close(self) -> None:
         """Leave the source."""
         self._pass.close()
+
+    def state(self) -> bytes | None:
+        """None: what comes once cannot be read elsewhere."""
+        return None
 
     @property
     def end(self) -> Fraction:
@@ -96,8 +110,8 @@ class LiveReader(Reader):
 class OnePass(Pictures):
     """A pass whose first picture was taken already, its times moved so that it appears at 0."""
 
-    def __init__(self, pictures: PyavPictures, first: PyavPicture) -> None:
-        self._pictures = pictures
+    def __init__(self, pictures: PyavPictures, first: PyavPicture, recorder: Recorder | None = None) -> None:
+        self._pictures, self._recorder = pictures, recorder
         self._first: PyavPicture | None = first
         self._origin = first.pts
         self.stats = pictures.stats
@@ -107,8 +121,12 @@ class OnePass(Pictures):
         if picture is None:
             picture = next(self._pictures)
         picture.pts -= self._origin
+        if self._recorder is not None:
+            self._recorder.shown(picture.frame.pts, picture.pts)
         return picture
 
     def close(self) -> None:
         """Leave the source."""
         self._pictures.close()
+        if self._recorder is not None:
+            self._recorder.close()

@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 
 import av
 
-from streamvid.errors import SettingsError, SourceError, near
+from streamvid.errors import SettingsError, SourceError, UnsupportedError, near
 from streamvid.ingest import choice, devices
 from streamvid.ingest.files import check_file, is_playlist, label, redact
 from streamvid.ingest.live import LiveReader
 from streamvid.ingest.openers import FileOpener, Opener
 from streamvid.ingest.reader import Readable
+from streamvid.ingest.ring import RecordTo
 from streamvid.ingest.sampling import Seconds, exact
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -49,12 +50,14 @@ class Decoding:
         hwaccel: decode by this hardware where FFmpeg can ("cuda", "qsv", ...); what cannot be
             honoured is decoded in software, with a note.
         stall_seconds: a source that makes no progress for so long is given up, > 0.
+        record: where its packets are written down; what is recorded is read once, as a live source is.
     """
 
     decoder: str = "auto"
     threads: int | None = None
     hwaccel: str | None = None
     stall_seconds: float = 30.0
+    record: RecordTo | None = None
 
     def __post_init__(self) -> None:
         if self.decoder not in choice.DECODERS:
@@ -109,10 +112,13 @@ class Named:
         if self.kind is Kind.TEST and not self.endless:
             return _digest(f"{self.address} by FFmpeg {av.library_versions}{rate}")
         if self.kind is Kind.HTTP:
-            from streamvid.ingest.http import HttpFile  # only who reads from the network needs a client
+            from streamvid.ingest.http import HttpFile, NoFile  # only who reads from the network needs a client
 
-            with HttpFile(self.address) as file:
-                return file.identity()
+            try:
+                with HttpFile(self.address) as file:
+                    return file.identity()
+            except NoFile:
+                return None
         return None
 
 
@@ -173,11 +179,13 @@ def make(named: Named, decoding: Decoding) -> Readable:
         from streamvid.ingest.images import ImageFiles, ImagesReader
 
         choice.only_auto(decoding.decoder, named.name, "images are decoded by Pillow")
+        if decoding.record is not None:
+            raise UnsupportedError(f"{named.name} is no stream of packets, so it is not recorded; leave --record out")
         return ImagesReader(ImageFiles.find(named.address), rate=named.rate)
     opener = _opener(named, decoding)
-    if opener.live:
+    if opener.live or decoding.record is not None:
         choice.only_auto(decoding.decoder, named.name, "live sources are decoded by pyav", also="pyav")
-        return LiveReader(opener)
+        return LiveReader(opener, decoding.record)
     return choice.reader(opener, decoding.decoder, threads=decoding.threads)
 
 

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -108,6 +109,13 @@ class Playlist:
             SourceError: if it is read for this and cannot be.
         """
         return not (self._media or self._load()).ended
+
+    @property
+    def burst(self) -> Fraction:
+        """Seconds of pictures that may come at once from a live playlist: what it starts with, and a segment more."""
+        media = self._media or self._load()
+        longest = max(segment.seconds for segment in media.segments)
+        return Fraction(round(1000 * (sum(s.seconds for s in media.segments[-_LIVE_START:]) + longest)), 1000)
 
     @property
     def requests(self) -> int:

@@ -9,7 +9,8 @@ from av.container import InputContainer
 
 from streamvid.errors import SourceError
 from streamvid.ingest.files import is_playlist, label
-from streamvid.ingest.http import HttpFile
+from streamvid.ingest.http import HttpFile, NoFile
+from streamvid.ingest.mjpeg import MjpegOpener
 from streamvid.ingest.openers import Opener, open_container
 from streamvid.ingest.playlist import Playlist
 
@@ -59,6 +60,7 @@ class PlaylistOpener(Opener):
         self._playlist, self.hwaccel = playlist, hwaccel
         self.name = self.where = label(playlist.address)
         self.live = playlist.live
+        self.slack = playlist.burst if self.live else None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -76,8 +78,11 @@ def playlist(address: str, *, stall_seconds: float, hwaccel: str | None = None) 
 
 
 def http(address: str, *, stall_seconds: float, hwaccel: str | None = None) -> Opener:
-    """What lies at an address: a playlist, or anything else."""
-    file = HttpFile(address, stall_seconds=stall_seconds)
+    """What lies at an address: a playlist, pictures without an end, or anything else."""
+    try:
+        file = HttpFile(address, stall_seconds=stall_seconds)
+    except NoFile:
+        return MjpegOpener(address, stall_seconds=stall_seconds)
     head = file.read(_HEAD_BYTES)
     file.seek(0)
     if is_playlist(head or b"") is not None:

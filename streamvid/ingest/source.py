@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any, Self, TypeVar
 
-from streamvid.errors import SettingsError
+from streamvid.errors import SettingsError, UnsupportedError
 from streamvid.frames import Frame
 from streamvid.ingest.arrays import ArrayReader
 from streamvid.ingest.buffer import Ahead
@@ -18,6 +18,7 @@ from streamvid.ingest.isolation import RemoteReader
 from streamvid.ingest.named import Decoding, Named, find, make, maker
 from streamvid.ingest.pictures import DecodeStats
 from streamvid.ingest.reader import Readable, Shots, SourceInfo
+from streamvid.ingest.ring import RecordTo
 from streamvid.ingest.sampling import Plan, Sampling, SamplingReport, Seconds
 from streamvid.ingest.spool import Spool, spool_stdin
 
@@ -153,6 +154,7 @@ def open_source(
     stall_seconds: float = 30.0,
     isolate: bool = True,
     ahead: Ahead | None = None,
+    record: RecordTo | None = None,
 ) -> Source:
     """Open whatever holds pictures and decode the first one, so that what cannot work fails here.
 
@@ -171,14 +173,19 @@ def open_source(
             the first source and a copy of every frame; False decodes in this process.
         ahead: how many decoded frames may wait to be taken, and what happens to those that find no
             room; in this process nothing runs ahead.
+        record: where the packets of a live source are written down while it is read; see ``Supervised``,
+            which also keeps their times.
 
     Raises:
         SourceError: one line on why this cannot be read.
+        UnsupportedError: if it has no packets that can be recorded.
         SettingsError: if a setting makes no sense.
     """
-    settings = Decoding(decoder, threads, hwaccel, stall_seconds)
+    settings = Decoding(decoder, threads, hwaccel, stall_seconds, record)
     if not isinstance(source, (str, os.PathLike, Named)):
         only_auto(decoder, "an array", "arrays are not decoded")
+        if record is not None:
+            raise UnsupportedError("an array is no stream of packets, so it is not recorded; leave record out")
         return Source(ArrayReader(source, fps=rate, times=times))
     if times is not None:
         raise SettingsError("times are for arrays; a file has its own, images and raw streams take a rate")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from math import isfinite
 from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -20,19 +21,23 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from streamvid.errors import SettingsError, SourceError, StreamvidError
 from streamvid.frames import Frame
 from streamvid.ingest.buffer import Ahead, Policy
-from streamvid.ingest.devices import STREAMS, Hopeless
+from streamvid.ingest.devices import SECURE, STREAMS, UNCHECKED, Hopeless
 from streamvid.ingest.files import label
 from streamvid.ingest.line import Came, Connect, Line, ThreadLine
 from streamvid.ingest.named import Kind, Named, find
+from streamvid.ingest.ring import Logbook, RecordTo
 from streamvid.ingest.sampling import Sampling, Seconds
 from streamvid.ingest.source import open_source
 from streamvid.ingest.still_life import Dull, StillLife
-from streamvid.ingest.wall import Placed, Wall
+from streamvid.ingest.wall import TOLERANCE_SECONDS, Placed, Wall, steady
 
 _SOON = 0.001
 """Seconds that nobody waits for; less than a clock may be able to tell."""
 
-KINDS = ("connected", "lost", "retry", "size", "clock", "frozen", "black", "alive")
+_DAMAGE_SECONDS = 60
+"""Damage that goes on is said so often."""
+
+KINDS = ("connected", "lost", "retry", "size", "clock", "damage", "frozen", "black", "record", "alive")
 """What a ``Notice`` may be about."""
 
 
@@ -129,6 +134,12 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         notices               | lost  retry  retry        | connected
         gap                   [0.7 ..................14.1)
 
+    The wall clock is asked once, for ``origin``; from then on a clock counts that nobody sets and that, on
+    Linux and macOS, goes on while the machine sleeps.  If the wall clock is set by more than 2 s later (by
+    NTP, by hand, by a sleep that is not counted), the notice "clock" and ``clock_set_seconds`` say so, and
+    the times on record go on as they were: they neither jump nor repeat.  A new run with the same ``origin``
+    starts by the wall clock as it is then.
+
     While nothing comes, ``alive`` is said every ``tick`` seconds, so that the caller never waits long.
 
     Frames keep the size of the first one, or ``size``; a source that changes is scaled, with a notice.
@@ -137,7 +148,8 @@ class Supervised(Iterator[Frame | Gap | Notice]):
 
     Args:
         source: what ``open_source`` takes.  ``$STREAMVID_USER`` and ``$STREAMVID_PASSWORD`` are used
-            for network addresses that name no user.
+            for network addresses that name no user.  The certificates of rtsps and rtmps servers are
+            checked unless ``$STREAMVID_TLS_VERIFY`` is 0, which the notice "connected" then says.
         sampling: pictures a second, > 0; None takes all.
         patience: how long the source is waited for.
         origin: wall clock at second 0, with a time zone, to go on with the clock of an earlier run;
@@ -152,6 +164,8 @@ class Supervised(Iterator[Frame | Gap | Notice]):
             there are more, and 32 that wait where the source is a file.
         loop: whether a file begins again at its end.
         live: whether pictures come in real time; None: cameras, streams and playlists without an end do.
+        record: where its packets are written down as they come, without encoding anew; None: nowhere.
+            ``origin`` is then by default that of the recording, which goes on.
         connect: opens a source, called as ``open_source`` is.
         line: makes and reads one connection.
         sleep: waits for seconds.
@@ -181,6 +195,7 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         ahead: Ahead | None = None,
         loop: bool = False,
         live: bool | None = None,
+        record: RecordTo | None = None,
         connect: Callable[..., Any] = open_source,
         line: Callable[[Connect, Ahead, Callable[[], float]], Line] = ThreadLine,
         sleep: Callable[[float], None] = time.sleep,
@@ -194,25 +209,27 @@ class Supervised(Iterator[Frame | Gap | Notice]):
             raise SettingsError(f"origin needs a time zone, got {origin}; use datetime.now().astimezone()")
         self._patience = patience if patience is not None else Patience()
         self._sampling = Sampling(fps=sampling)
-        self._now = now if now is not None else _steady
+        self._now = now if now is not None else steady
         self._sleep, self._random, self._tick = sleep, random, tick
         self._connect, self._make_line, self._loop, self._size = connect, line, loop, size
         self._how = {"decoder": decoder, "threads": threads, "hwaccel": hwaccel}
         self._login = Login.of(source, os.environ)
+        self._source = source = self._login.address if self._login is not None else source
         self.name = label(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "the source")
         """What to call it in messages; never holds credentials."""
 
-        self._source = self._login.address if self._login is not None else source
         kind = _kind(self._source)
         self.live = live if live is not None else kind in (Kind.STREAM, Kind.CAMERA, Kind.HTTP, Kind.PLAYLIST)
         """Whether pictures come in real time; of an address of the web a guess until it has been opened."""
 
         # What lies at an address of the web is known when it has been opened.
         self._guessed = live is None and kind in (Kind.HTTP, Kind.PLAYLIST)
-        self._ahead = (
-            ahead if ahead is not None else Ahead(32, policy=Policy.DROP_OLDEST if self.live else Policy.WAIT)
-        )
-        wall_now = (today if today is not None else _today)()
+        self._ahead = ahead if ahead is not None else Ahead(32, policy=Policy.DROP_OLDEST if self.live else Policy.WAIT)
+        self._today = today if today is not None else _today
+        wall_now = self._today()
+        self._log = Logbook(record, origin=origin, today=wall_now) if record is not None else None
+        if self._log is not None:
+            origin = self._log.origin
         self.origin = origin if origin is not None else wall_now
         """Wall clock at second 0 of the stream, with its time zone."""
 
@@ -221,6 +238,9 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         if self.live:
             self._wall.end = self._here()
         self._still = StillLife(dull if dull is not None else Dull())
+        self.clock_set_seconds = 0.0
+        """How far the clock of this machine was set since the beginning, above 0 forward; ``wall`` does not follow."""
+
         self.connects = 0
         """Connections that gave a picture."""
 
@@ -230,13 +250,20 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         self.frames = 0
         """Frames given."""
 
+        self.damaged = 0
+        """Pictures that came damaged and are not given, and packets nothing could be made of, as far as can be told."""
+
         self._left_out = self._lost_before = self._lost_now = 0
+        self._damage_said: float | None = None
+        self._damage_told = 0
         self._said = self._wall.end
         self._gap: str | None = None
+        self._why = ""
         self._last_picture = self._now()
         self._closed = self._other_size = False
         self._known: tuple[int, int] | None = None
         self._line: Line | None = None
+        self._lines: list[Line] = []
         self._steps = self._run()
 
     @property
@@ -285,6 +312,16 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         self._closed = True
         if (line := self._line) is not None:
             line.cut()
+        if self._log is not None:
+            self._log.close()
+
+    def join(self, seconds: float) -> bool:
+        """Whether everything that reads has ended, within so many seconds of a ``close``.
+
+        A program that ends while a thread of its own still handles pictures may be ended by the system instead.
+        """
+        until = time.monotonic() + seconds
+        return all([line.join(max(0.0, until - time.monotonic())) for line in self._lines])
 
     def __enter__(self) -> Self:
         return self
@@ -301,6 +338,20 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         """Now, in stream seconds."""
         return self._began + _fraction(self._now())
 
+    def _machine(self) -> Iterator[Notice]:
+        """What is to be said of the clock of this machine, which somebody may have set."""
+        if not self.live:
+            return
+        ahead = _fraction((self._today() - self.origin).total_seconds()) - self._here()
+        step = float(ahead) - self.clock_set_seconds
+        if abs(step) > TOLERANCE_SECONDS:
+            self.clock_set_seconds = float(ahead)
+            way = "forward" if step > 0 else "back"
+            yield self._notice(
+                "clock",
+                f"the clock of this machine was set {way} by {abs(step):.0f} s; times on record go on as they were",
+            )
+
     def _notice(self, kind: str, text: str, at: Fraction | None = None, *, over: bool = False) -> Notice:
         """About a picture, or about now, which for a file is where it is; times of notices never fall."""
         if at is None:
@@ -308,8 +359,8 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         self._said = max(self._said, at)
         return Notice(self._said, kind, text, over)
 
-    def _open(self) -> tuple[Any, Any]:
-        source = self._connect(self._source, stall_seconds=self._patience.stall_seconds, ahead=self._ahead, **self._how)
+    def _open(self, how: Mapping[str, Any]) -> tuple[Any, Any]:
+        source = self._connect(self._source, stall_seconds=self._patience.stall_seconds, ahead=self._ahead, **how)
         try:
             return source, source.frames(self._sampling, size=self._size)
         except BaseException:
@@ -321,7 +372,9 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         self._last_picture = self._now()
         while not self._closed:
             begun, connects = self._now(), self.connects
-            self._line = line = self._make_line(self._open, self._ahead, self._now)
+            how = self._how if self._log is None else {**self._how, "record": self._log.connection()}
+            self._line = line = self._make_line(partial(self._open, how), self._ahead, self._now)
+            self._lines = [*(other for other in self._lines if not other.join(0)), line]
             try:
                 reason = yield from self._read(line)
             finally:
@@ -349,6 +402,7 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         while not self._closed and (left := until - self._now()) > _SOON:
             self._check_patience(reason)
             self._sleep(min(left, self._tick))
+            yield from self._machine()
             if until - self._now() > _SOON:
                 yield self._notice("alive", f"{self.name} is away: {reason}")
         self._check_patience(reason)
@@ -367,6 +421,7 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         heard = self._now()
         self._wall.connected()
         while not self._closed:
+            yield from self._machine()
             waited = self._patience.stall_seconds - (self._now() - heard)
             if waited <= _SOON:
                 return f"no picture for {self._patience.stall_seconds:g} s"
@@ -418,12 +473,18 @@ class Supervised(Iterator[Frame | Gap | Notice]):
             if placed.pts > end:
                 yield Gap(end, placed.pts, "the source's clock jumped")
         if before is not None and came.jumps > before.jumps:
-            yield self._notice("clock", f"the clock of {self.name} fell back; times go on as they were", placed.pts)
+            yield self._notice("clock", f"the clock of {self.name} jumped; times go on as they were", placed.pts)
+        self.damaged += came.damaged - (before.damaged if before is not None else 0)
+        if said := self._damage():
+            yield self._notice("damage", said, placed.pts)
         if (came.rescaled > 0) if before is None else (came.rescaled > before.rescaled) != self._other_size:
             self._other_size = not self._other_size
             yield self._notice(
                 "size", f"{self.name} changed the size of its pictures; all are scaled to one", placed.pts
             )
+        if self._log is not None:
+            self._log.placed(frame.pts, placed.pts, self._why)
+            yield from self._recorded()
         self.frames += 1
         given = replace(frame, pts=placed.pts)
         yield given
@@ -436,7 +497,8 @@ class Supervised(Iterator[Frame | Gap | Notice]):
         self.connects += 1
         self._other_size = False
         info = came.info
-        yield self._notice("connected", f"{self.name}: {info.codec} {info.width}x{info.height}", placed.pts)
+        told = "; ".join((f"{self.name}: {info.codec} {info.width}x{info.height}", *info.notes))
+        yield self._notice("connected", told, placed.pts)
         known, self._known = self._known, (info.height, info.width)
         if self._size is None:
             self._size = came.frame.pixels.shape[0], came.frame.pixels.shape[1]
@@ -449,7 +511,24 @@ class Supervised(Iterator[Frame | Gap | Notice]):
             )
         if self._gap is not None and placed.pts > end:
             yield Gap(end, placed.pts, self._gap)
-        self._gap = None
+        self._why, self._gap = self._gap or "", None
+
+    def _recorded(self) -> Iterator[Notice]:
+        """Whether it can still be written down, where that has changed."""
+        change = self._log.look(self._now()) if self._log is not None else None
+        if change is not None:
+            yield self._notice("record", f"{self.name}: {change}")
+
+    def _damage(self) -> str | None:
+        """What is to be said of it, if it is time."""
+        count, now = self.damaged - self._damage_told, self._now()
+        if not count or (self._damage_said is not None and now - self._damage_said < _DAMAGE_SECONDS):
+            return None
+        self._damage_said, self._damage_told = now, self.damaged
+        return (
+            f"{self.name}: damaged pictures left out: {count}; those up to the next key frame may be smeared; "
+            "the network loses packets (TCP loses none: no ?udp in the address)"
+        )
 
     def _clean(self, text: str) -> str:
         return self._login.hide(text) if self._login is not None else text
@@ -483,6 +562,9 @@ class Login:
             parts = urlsplit(source)
         except ValueError:
             return None
+        if parts.scheme.lower() in SECURE and not _checks(environ):
+            parts = parts._replace(query="&".join(filter(None, (parts.query, UNCHECKED))))
+            source = urlunsplit(parts)
         user, password = environ.get("STREAMVID_USER", ""), environ.get("STREAMVID_PASSWORD", "")
         info, at, host = parts.netloc.rpartition("@")
         if password and not user:
@@ -493,7 +575,9 @@ class Login:
             info = f"{quote(user, safe='')}:{quote(password, safe='')}"
             source = urlunsplit(parts._replace(netloc=f"{info}@{host}"))
         name, _, secret = info.partition(":")
-        found = {info, secret, unquote(secret), parts.query} | ({name, unquote(name)} if not secret else set())
+        asked = [part for part in parts.query.split("&") if part not in ("udp", "tcp", UNCHECKED)]
+        found = {info, secret, unquote(secret), *asked, "&".join(asked)}
+        found |= {name, unquote(name)} if not secret else set()
         return cls(source, tuple(sorted((text for text in found if text), key=len, reverse=True)))
 
     def __repr__(self) -> str:
@@ -504,6 +588,14 @@ class Login:
         for secret in self.secrets:
             text = text.replace(secret, "...")
         return text
+
+
+def _checks(environ: Mapping[str, str]) -> bool:
+    """Whether the environment leaves certificates to be checked."""
+    said = environ.get("STREAMVID_TLS_VERIFY", "1")
+    if said not in ("", "0", "1"):
+        raise SettingsError(f"STREAMVID_TLS_VERIFY must be 0 or 1, got {said!r}; 0 trusts every certificate")
+    return said != "0"
 
 
 def short(message: str, name: str) -> str:
@@ -530,11 +622,6 @@ def _kind(source: Any) -> Kind | None:
 def _fraction(seconds: float) -> Fraction:
     """Clock readings are good to the microsecond."""
     return Fraction(round(seconds * 1_000_000), 1_000_000)
-
-
-def _steady() -> float:
-    """Goes on while the machine sleeps, where the system has such a clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _today() -> datetime:

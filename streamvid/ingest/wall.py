@@ -21,6 +21,9 @@ LATENCY_SECONDS = 1.0
 _SETTLE_SECONDS = 10
 """After connecting, kept pictures come all at once; until then an early one only tells how late the first was."""
 
+_KEPT_SECONDS = 60
+"""How many seconds of pictures a server may have kept and give at once when it is connected to, as playlists do."""
+
 _WINDOW_SECONDS = 10
 """How long pictures must be late, all of them, before it is the clock and not the network."""
 
@@ -97,7 +100,9 @@ class Wall:
         if step <= 0 and step > -TOLERANCE_SECONDS:
             return None
         late = came - (pts + self._offset)
-        if step < 0 or (self._received and step - elapsed > TOLERANCE_SECONDS):
+        settling = came - self._since <= _SETTLE_SECONDS
+        ahead = self._early - late > (_KEPT_SECONDS if settling else TOLERANCE_SECONDS)
+        if step < 0 or (self._received and ahead and step - elapsed > TOLERANCE_SECONDS):
             before = pts + self._offset
             self._set(pts, came)
             return self._put(pts, duration, came, pts + self._offset - before)
@@ -110,7 +115,7 @@ class Wall:
             self.waits = False
             self._set(pts, came)
             return self._put(pts, duration, came)
-        if came - self._since <= _SETTLE_SECONDS:
+        if settling:
             self._early = min(self._early, late)
             self.lead = float(max(-self._early, _NONE))
         elif late < self._early - TOLERANCE_SECONDS:

@@ -34,14 +34,15 @@ def missing() -> bool:
 class GstServer:
     """A running server; it can be killed, started again at the same port, and stopped for a while."""
 
-    def __init__(self, film: Path, *options: str) -> None:
-        self._film, self._options = film, options
+    def __init__(self, film: Path, *options: str, space: str | None = None) -> None:
+        self.film, self.options, self._space = film, options, space
         self.port = 0
         self.start()
 
     def start(self) -> None:
         """Take clients, at the port of before."""
-        command = [PYTHON, str(SERVER), str(self._film), "--port", str(self.port), *self._options]
+        inside = ["ip", "netns", "exec", self._space] if self._space is not None else []
+        command = [*inside, PYTHON, str(SERVER), str(self.film), "--port", str(self.port), *self.options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         self.port = int(self._process.stdout.readline().split()[1])
@@ -61,11 +62,11 @@ class GstServer:
 
 
 @contextmanager
-def gst_server(film: Path, *options: str) -> Iterator[GstServer]:
-    """A server for as long as the block runs; skips the test where there is none."""
+def gst_server(film: Path, *options: str, space: str | None = None) -> Iterator[GstServer]:
+    """A server for as long as the block runs, in a network namespace if one is named; skips the test where none is."""
     if missing():
         pytest.skip("GStreamer's RTSP server is not installed; Debian has it in gir1.2-gst-rtsp-server-1.0")
-    server = GstServer(film, *options)
+    server = GstServer(film, *options, space=space)
     try:
         yield server
     finally:
@@ -73,7 +74,7 @@ def gst_server(film: Path, *options: str) -> Iterator[GstServer]:
 
 
 def pack(path: Path, parts: Sequence[Path]) -> Path:
-    """Transport streams of H.264 one after another, as ``gst_server.py`` wants them."""
+    """Transport streams of one codec one after another, as ``gst_server.py`` wants them."""
     data, index, end = b"", [], 0
     for part in parts:
         with av.open(str(part)) as container:

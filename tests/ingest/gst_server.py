@@ -1,6 +1,6 @@
 """An RTSP server by GStreamer, run by the system's own Python: ``python3 gst_server.py FILM [options]``.
 
-Serves H.264 in a loop, in real time, as ``/live``.  ``FILM`` holds raw packets and ``FILM.json``
+Serves H.264 or HEVC in a loop, in real time, as ``/live``.  ``FILM`` holds raw packets and ``FILM.json``
 the length, pts and dts of each and the length of the loop, in milliseconds.  It prints ``ready
 PORT`` when it takes clients and ends when its standard input ends.
 """
@@ -16,7 +16,7 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+from gi.repository import Gio, GLib, Gst, GstRtspServer  # noqa: E402
 
 
 class Film:
@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--port", default="0")
     parser.add_argument("--user", default="", help="name:password that is asked for")
     parser.add_argument("--basic", action="store_true", help="ask for it in plain text instead of a digest")
+    parser.add_argument("--codec", default="h264", choices=["h264", "h265"])
+    parser.add_argument("--certificate", default="", help="file with a key and a certificate; clients come by rtsps")
     told = parser.parse_args()
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
@@ -60,17 +62,21 @@ def main() -> None:
     factory = GstRtspServer.RTSPMediaFactory()
     factory.set_shared(True)
     factory.set_launch(
-        "( appsrc name=film format=time max-bytes=1 caps=video/x-h264,stream-format=byte-stream,alignment=au"
-        " ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        f"( appsrc name=film format=time max-bytes=1 caps=video/x-{told.codec},stream-format=byte-stream,alignment=au"
+        f" ! {told.codec}parse ! rtp{told.codec}pay name=pay0 pt=96 config-interval=-1 )"
     )
     film = Film(told.film)
     factory.connect("media-configure", lambda _, media: film.play(media.get_element().get_by_name("film")))
-    if told.user:
-        name, _, password = told.user.partition(":")
-        guard = GstRtspServer.RTSPAuth()
+    guard = GstRtspServer.RTSPAuth()
+    if told.certificate:
+        guard.set_tls_certificate(Gio.TlsCertificate.new_from_file(told.certificate))
+    if told.user or told.certificate:
+        name, _, password = (told.user or "all:").partition(":")
         token = GstRtspServer.RTSPToken()
         token.set_string("media.factory.role", name)
-        if told.basic:
+        if not told.user:
+            guard.set_default_token(token)
+        elif told.basic:
             guard.set_supported_methods(1)
             guard.add_basic(GstRtspServer.RTSPAuth.make_basic(name, password), token)
         else:

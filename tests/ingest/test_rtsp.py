@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from streamvid.errors import SourceError
-from streamvid.ingest import Sampling, open_source
+from streamvid.frames import Frame
+from streamvid.ingest import Notice, Patience, Sampling, Supervised, open_source
+from streamvid.ingest.buffer import Ahead
 from tests.ingest.rtsp import rtsp
 from tests.ingest.synthetic import even, numbers, write
 
@@ -59,3 +61,19 @@ def test_a_connection_that_is_cut_ends_the_stream(film: Path) -> None:
     ):
         frames = list(source.frames(Sampling(fps=5, stop=100)))
         assert 5 < len(frames) < 20 and frames[-1].pts < 4
+
+
+def test_a_camera_whose_clock_leaps_an_hour_fills_it_with_nothing(tmp_path: Path) -> None:
+    """Sampled at 2 a second, the picture before the leap would be given 7,200 times."""
+    path = write(tmp_path / "film.ts", [*even(30), *even(30, start=3603)], gop=10, bframes=0, noise=20)
+    with rtsp(path) as server:
+        address = f"rtsp://127.0.0.1:{server.port}/live"
+        frames, said = list[Frame](), list[str]()
+        with Supervised(address, sampling=2, patience=Patience(stall_seconds=8), ahead=Ahead(9000)) as watched:
+            for item in watched:
+                frames += [item] if isinstance(item, Frame) else []
+                said += [item.kind] if isinstance(item, Notice) else []
+                if said[-1:] == ["lost"]:
+                    break
+        assert 8 < len(frames) < 16 and frames[-1].pts - frames[0].pts < 8
+        assert "clock" in said and watched.dropped == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from streamvid.ingest.wall import Wall
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 CAMERA = "rtsp://camera.test/live"
-INFO = SimpleNamespace(codec="h264", width=8, height=6, live=True, name="a camera")
+INFO = SimpleNamespace(codec="h264", width=8, height=6, live=True, name="a camera", notes=())
 STEP = Fraction(1, 10)
 
 
@@ -80,7 +80,13 @@ class Play:
         return Line(connect, self.clock)
 
     def watch(self, source: Any = CAMERA, **how: Any) -> Supervised:
-        settings: dict[str, Any] = {"origin": NOON, "today": lambda: NOON, "random": lambda: 0.0, **how}
+        begun = self.clock.seconds
+        settings: dict[str, Any] = {
+            "origin": NOON,
+            "today": lambda: NOON + timedelta(seconds=self.clock.seconds - begun),
+            "random": lambda: 0.0,
+            **how,
+        }
         return Supervised(
             source, connect=self.connect, line=self.line, now=self.clock.now, sleep=self.clock.sleep, **settings
         )
@@ -122,6 +128,9 @@ class Line:
             self.clock.seconds += seconds
             raise
         return Came(source.info, frame, self.clock.now(), reel.stats.rescaled, reel.stats.jumps, 0)
+
+    def join(self, seconds: float) -> bool:
+        return True
 
     def cut(self) -> None:
         pass
@@ -282,6 +291,41 @@ def test_frames_and_gaps_cover_the_time_without_overlap(acts: list[Act], draw: f
     assert times == sorted(times)
 
 
+@pytest.mark.parametrize("step, way", [(3600, "forward by 3600 s"), (-3600, "back by 3600 s")])
+def test_a_machine_whose_clock_is_set_goes_on_with_the_times_of_before(step: int, way: str) -> None:
+    play = Play(Act(20, "broken"), Act(0, "refused"), Act(20))
+    turned = [0]
+    watched = play.watch(today=lambda: NOON + timedelta(seconds=play.clock.seconds - 50 + turned[0]))
+    items = take(watched, 10)
+    turned[0] = step
+    items += take(watched, 20)
+    times = [item.pts for item in items if isinstance(item, Frame)]
+    assert times == sorted(times) and max(times) < 10
+    (said,) = [item for item in items if isinstance(item, Notice) and item.kind == "clock"]
+    assert f"the clock of this machine was set {way}" in said.text and said.at == times[9] + STEP
+    assert watched.clock_set_seconds == pytest.approx(step) and watched.origin == NOON
+    assert watched.wall(times[-1]) < NOON + timedelta(seconds=10)
+    turned[0] = step + 1
+    assert "clock" not in kinds(take(watched, 5))
+
+
+def test_pictures_that_came_damaged_are_counted_and_said_now_and_then() -> None:
+    play = Play(Act(1000, "silent"))
+    damaged = iter([0, 1, 3, *[4 + k // 100 for k in range(1000)]])
+
+    def line(connect: Connect, ahead: Ahead, now: Callable[[], float]) -> Any:
+        made = play.line(connect, ahead, now)
+        return SimpleNamespace(cut=made.cut, take=lambda seconds: replace(made.take(seconds), damaged=next(damaged)))
+
+    watched = Supervised(
+        CAMERA, connect=play.connect, line=line, now=play.clock.now, sleep=play.clock.sleep, origin=NOON,
+        today=lambda: NOON + timedelta(seconds=play.clock.seconds - 50),
+    )  # fmt: skip
+    items = take(watched, 1000)
+    said = [item.text for item in items if isinstance(item, Notice) and item.kind == "damage"]
+    assert len(said) == 2 and "left out: 1;" in said[0] and "left out: 8;" in said[1] and watched.damaged == 13
+
+
 def place(wall: Wall, pictures: list[tuple[float, float]]) -> list[float | None]:
     """Where pictures of 0.1 s lie, from (their own time, when they came)."""
     placed = [wall.place(_exact(pts), STEP, _exact(came) + STEP) for pts, came in pictures]
@@ -319,6 +363,15 @@ def test_a_clock_that_drifts_stays_within_the_tolerance_for_ever(rate: float) ->
             assert placed.pts > last and abs(placed.pts - k) < 2 + 0.1
             last = placed.pts
     assert left_out < 15
+
+
+def test_slow_pictures_in_bursts_are_no_leap_of_the_clock() -> None:
+    """A playlist of twelve-second segments at one picture in four seconds: their steps pass without any time."""
+    wall = Wall()
+    came = [0.0, 0.1, 0.2, 0.3, *(12.0 * (k // 3 + 1) + 0.1 * (k % 3) for k in range(30))]
+    placed = [wall.place(Fraction(4 * k), Fraction(4), _exact(at) + 4) for k, at in enumerate(came[:16])]
+    assert [at is not None and at.leap is None for at in placed] == [True] * 16
+    assert wall.accuracy_seconds == pytest.approx(1 + 11.7)
 
 
 def test_pictures_that_were_kept_make_the_stated_accuracy_worse() -> None:
