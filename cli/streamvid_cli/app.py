@@ -15,6 +15,9 @@ from streamvid.errors import StreamvidError
 COMMANDS = {
     "ask": "Ask a video one or several questions; it is watched once and remembered.",
     "live": "Watch cameras, remember what they show, and answer questions about now and about the past.",
+    "watch-replay": "Rehearse a standing question on recordings, and count hits against what is known.",
+    "alerts": "What standing questions found: list it, or have it delivered again.",
+    "clip": "Write what a live stream showed from one moment to another, where it was watched with --record.",
     "probe": "Tell what each source is: container, codec, size, exact times, colour, streams, decoder.",
     "doctor": "Check what is installed, which devices and checkpoints are here, and what each missing piece would "
     "give.",
@@ -43,13 +46,13 @@ class Commands(TyperGroup):
 
 def command(name: str) -> Any:
     """A sub-command, or group of them, with its options."""
-    module = import_module(f"streamvid_cli.{name}")
+    module = import_module(f"streamvid_cli.{name.replace('-', '_')}")
     holder = typer.Typer()
     holder.callback()(lambda: None)
     if hasattr(module, "app"):
         holder.add_typer(module.app, name=name)
     else:
-        holder.command(name)(getattr(module, name))
+        holder.command(name)(getattr(module, name.replace("-", "_")))
     group = typer.main.get_command(holder)
     assert isinstance(group, TyperGroup)
     return group.commands[name]

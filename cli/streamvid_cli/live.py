@@ -6,18 +6,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from streamvid.errors import SettingsError, StreamvidError
+from streamvid.ingest.ring import KEEP_BYTES, KEEP_SECONDS
+from streamvid.watch.rules import Rule, parse_duration
 from streamvid_cli import options, render
 from streamvid_pipelines.ask import Request, load
 from streamvid_pipelines.live.engine import Live, Said
+from streamvid_pipelines.live.guard import Guard
 from streamvid_pipelines.live.health import Health
 from streamvid_pipelines.live.local import Door
 from streamvid_pipelines.live.settings import CameraRequest, LiveRequest, read_config
@@ -62,6 +66,22 @@ def live(
         float | None, typer.Option(help="Forget what is older than so many days. Default: only space decides.")
     ] = None,
     codec: options.Codec = DEFAULTS.codec,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--watch",
+            help='Wait for this on every stream that is given here, as in "a red circle appears", "the dog leaves", '
+            '"no guard", "anything changes"; may be repeated.',
+        ),
+    ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--then",
+            help="What an alert does: 'jsonl FILE', 'webhook ADDRESS' or 'command notify-send {rule} {clip}'; may be "
+            "repeated, holds for every --watch. Default: alerts are printed.",
+        ),
+    ] = None,
     overload: Annotated[
         str,
         typer.Option(
@@ -81,6 +101,16 @@ def live(
     insist: Annotated[
         bool, typer.Option("--insist", help="Try again even if the first attempt says: wrong password, no such stream.")
     ] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Keep the cameras' own packets, too, to look at again: `streamvid clip`."),
+    ] = False,
+    record_keep: Annotated[
+        str, typer.Option(help="Give recorded packets up at this age: 90m, 24h, 7d.")
+    ] = f"{KEEP_SECONDS / 3600:g}h",
+    record_disk: Annotated[
+        float, typer.Option(help="Most that recorded packets of one stream take, in GB. 0: no limit.")
+    ] = KEEP_BYTES / 1e9,
     loop: Annotated[bool, typer.Option("--loop", help="Begin a file again at its end.")] = False,
     decoder: options.Decoder = DEFAULTS.decoder,
     hwaccel: options.Hwaccel = None,
@@ -130,15 +160,23 @@ def live(
         hwaccel=hwaccel,
         decode_threads=decode_threads,
         threads=threads,
+        record_keep_seconds=parse_duration(record_keep, name="--record-keep"),
+        record_bytes=int(record_disk * 1e9) or None,
     )
     cameras: list[CameraRequest] = []
     if config is not None:
         request, cameras = read_config(config, request)
-    given = [CameraRequest.parse(source) for source in sources or []]
+    if then and not watch and not any(camera.rules for camera in cameras):
+        raise SettingsError("--then says what an alert does, and nothing is watched for; add --watch 'a dog appears'")
+    rules = tuple(Rule.parse(text) for text in watch or [])
+    given = [CameraRequest.parse(source, rules=rules) for source in sources or []]
+    if rules and not given:
+        cameras = [replace(camera, rules=(*camera.rules, *rules)) for camera in cameras]
     cameras += [
         replace(
             camera,
             loop=loop,
+            record=record,
             patience=replace(camera.patience, stall_seconds=stall_seconds, give_up_after=give_up_after, insist=insist),
         )
         for camera in given
@@ -152,7 +190,9 @@ def live(
         console.print(note, markup=False, style="bold yellow" if note.startswith("NOTE") else None)
     screen = Screen(json=json, quiet=quiet)
     with ExitStack() as stack:
-        watching = stack.enter_context(_until_told(Live(cameras, request, loaded, say=screen.said)))
+        guard = Guard(cameras, request, loaded, then=then or (), tell=screen.alert, say=screen.said)
+        stack.enter_context(guard)
+        watching = stack.enter_context(_until_told(Live(cameras, request, loaded, say=screen.said, **guard.hooks)))
         names = [camera.name for camera in cameras]
         stack.enter_context(Door(request.folder, names, _answer_for(watching)))
         if health is not None:
@@ -179,8 +219,17 @@ class Screen:
         """Something happened to a stream."""
         if self.json:
             self.emit({"event": said.kind, "stream": said.stream, "text": said.text, "at": said.at.isoformat()})
-        elif not self.quiet or said.kind in ("lost", "retry"):
+        elif not self.quiet or said.kind in ("lost", "retry", "rules", "delivery"):
             self.line(f"{said.at:%H:%M:%S} {said.stream}: {said.text}")
+
+    def alert(self, message: Mapping[str, Any]) -> None:
+        """What was waited for happened."""
+        if self.json:
+            self.emit({"event": "alert", **message})
+            return
+        wall = datetime.fromisoformat(message["wall"]).astimezone()
+        files = "".join(f"\n  {message[name]}" for name in ("frame", "clip") if message[name])
+        self.line(f"ALERT {wall:%H:%M:%S} {message['stream']}: {message['rule']} ({message['reason']}){files}")
 
     def line(self, text: str) -> None:
         """One line for people."""

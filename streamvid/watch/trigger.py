@@ -6,7 +6,6 @@ Knows vectors, a rule and its own past; knows no model that answers and no queue
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,24 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from streamvid.errors import SettingsError
-from streamvid.watch.rules import Rule, When, with_article
+from streamvid.watch.rules import Rule, When
+from streamvid.watch.texts import PROMPTS, Texts
 
 if TYPE_CHECKING:
     from streamvid.models.embedder import Embedder
 
-PROMPTS = ("is there {a}?", "do you see {a}?", "when does the {} appear?")
-"""A thing is looked for by the mean of these texts; ``{a}`` is it with its article."""
-
-COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "white", "black", "pink", "brown", "grey")
-
-OTHERS = (
-    "what do you see?", "an empty scene", "a wall", "a room", "a street", "a person", "many people", "a car",
-    "an animal", "a tree", "the sky", "water", "text on a screen", "a blurred picture", "a dark picture",
-)  # fmt: skip
-"""How differently these fit a picture is the embedder's own measure of different."""
-
-_SAME = 0.98
-"""Texts closer than this cosine are one text to the embedder, as where it does not know a word."""
 _PRIOR = 12
 """Pictures that the texts' own spread weighs as much as, before the stream has shown its own."""
 _STATE = 1
@@ -56,6 +43,9 @@ class Candidate:
 
     reason: str
     """Why, in one line."""
+
+    since: Fraction | None = None
+    """Of what leaves: when it had come, if that was seen."""
 
 
 class Running:
@@ -111,7 +101,7 @@ class Trigger:
     Args:
         rule: what to look for.
         embedder: whose vectors ``update`` gets; makes the vectors of the texts.  None only for ``change``.
-        prompts: texts around the thing; see ``PROMPTS``.
+        prompts: texts around the thing; see `streamvid.watch.texts.PROMPTS`.
         memory_seconds: how far back "usual" looks, > 0.  Something that stays becomes usual after about so long.
 
     Raises:
@@ -148,12 +138,13 @@ class Trigger:
         self._usual = Running(memory_seconds)
         self._width = Running(memory_seconds)
         self._cells = Running(memory_seconds)
-        self._texts: _Texts | None = None
+        self._texts: Texts | None = None
         if embedder is not None and rule.when is not When.CHANGE:
-            self._texts = _Texts.of(rule, embedder, prompts)
+            self._texts = Texts.of(rule.what, embedder, unlike=rule.unlike, prompts=prompts)
         self._mean: Tensor | None = None
         self._inside: bool | None = None
         self._turned: Fraction | None = None
+        self._entered: Fraction | None = None
         self._pending = False
         self._last: Fraction | None = None
         self._quiet: Fraction | None = None
@@ -226,7 +217,7 @@ class Trigger:
             "pending": self._pending,
             "refused": self._refused,
             "suppressed": self.suppressed,
-            "times": [None if t is None else str(t) for t in (self._turned, self._last, self._quiet)],
+            "times": [None if t is None else str(t) for t in self._times()],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -246,7 +237,11 @@ class Trigger:
         self._mean = torch.tensor(state["mean"]) if state["mean"] is not None else None
         self._inside, self._pending, self.suppressed = state["inside"], state["pending"], state["suppressed"]
         self._refused = state["refused"]
-        self._turned, self._last, self._quiet = (None if t is None else Fraction(t) for t in state["times"])
+        times = [None if t is None else Fraction(t) for t in state["times"]]
+        self._turned, self._last, self._quiet, self._entered = times
+
+    def _times(self) -> tuple[Fraction | None, ...]:
+        return self._turned, self._last, self._quiet, self._entered
 
     def _similar(self, key: Tensor, kept: float, seconds: float) -> tuple[float, str]:
         assert self._texts is not None
@@ -292,6 +287,8 @@ class Trigger:
         inside = score >= (-self.GAP if self._inside else 0.0)
         if inside != self._inside:
             self._pending = self._inside is not None
+            if inside:
+                self._entered = at if self._inside is not None else None
             self._turned, self._inside, self._refused = at, inside, None
         elif inside and self._refused is not None and score > self._refused + self.BETTER:
             self._pending = True
@@ -311,77 +308,6 @@ class Trigger:
             self.suppressed += once
             return None
         self._quiet = at + Fraction(rule.cool_down_seconds)
-        return Candidate(rule, turned, at, score if rule.when not in (When.LEAVES, When.ABSENT) else -score, reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    own: float
-    middle: float
-    """What a text that has nothing to do with the picture gets."""
-
-    width: float
-    """Spread among other texts."""
-
-    rival: float
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """All texts of a rule as rows: its own, those that must not fit better, those that give the spread."""
-
-    rows: Tensor  # (1 + rivals + others, Dk)
-    names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, rule: Rule, embedder: Embedder, prompts: Sequence[str]) -> _Texts:
-        with torch.inference_mode():
-            own = _vectors([rule.what], embedder, prompts)
-            named = [name for name in (*_recolored(rule.what), *rule.unlike) if name != rule.what]
-            rivals = _vectors(named, embedder, prompts) if named else own[:0]
-            bare = _vectors([_colorless(rule.what)], embedder, prompts)
-            # A colour the embedder does not know leaves the thing itself, which fits the rule as well as its own text.
-            known = (rivals @ torch.cat([own, bare]).T < _SAME).all(1)
-            others = _distinct(torch.cat([embedder.texts(OTHERS).float().cpu(), rivals[known]]))
-            rows = torch.cat([own, rivals[known], others])
-        return cls(rows.clone(), tuple(name for name, good in zip(named, known.tolist(), strict=True) if good))
-
-    def fit(self, key: Tensor) -> _Fit:
-        """How well one picture fits each."""
-        if key.shape != self.rows.shape[1:]:
-            raise ValueError(f"key must be one vector of {self.rows.shape[1]} numbers, got {key.shape = }")
-        own, *found = (self.rows @ key.detach().float().cpu()).tolist()
-        rivals, others = found[: len(self.names)], found[len(self.names) :]
-        middle = math.fsum(others) / len(others)
-        width = math.sqrt(math.fsum((x - middle) ** 2 for x in others) / len(others))
-        rival = max(rivals, default=-math.inf)
-        return _Fit(own, middle, max(width, 1e-4), rival, self.names[rivals.index(rival)] if rivals else "")
-
-
-def _vectors(names: Sequence[str], embedder: Embedder, prompts: Sequence[str]) -> Tensor:
-    """(n, Dk) float32, unit length: the mean over the prompts."""
-    texts = [prompt.replace("{a}", with_article(name)).replace("{}", name) for name in names for prompt in prompts]
-    vectors = embedder.texts(texts).float().cpu()
-    return F.normalize(vectors.view(len(names), len(prompts), -1).mean(1), dim=-1)
-
-
-def _distinct(vectors: Tensor) -> Tensor:
-    """Without those that come again; the first of each stays."""
-    close = (vectors @ vectors.T >= _SAME).tril(-1).any(1)
-    return vectors[~close]
-
-
-_COLOR = re.compile(rf"\b(?:{'|'.join(COLORS)})\b", re.IGNORECASE)
-
-
-def _recolored(what: str) -> list[str]:
-    """The same with every other colour in place of the first one; empty if it names none."""
-    found = _COLOR.search(what)
-    if found is None:
-        return []
-    return [what[: found.start()] + c + what[found.end() :] for c in COLORS if c != found[0].lower()]
-
-
-def _colorless(what: str) -> str:
-    return " ".join(_COLOR.sub("", what, count=1).split()) or what
+        gone = rule.when in (When.LEAVES, When.ABSENT)
+        since = self._entered if rule.when is When.LEAVES else None
+        return Candidate(rule, turned, at, -score if gone else score, reason, since)

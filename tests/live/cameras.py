@@ -52,5 +52,8 @@ class FakeCamera:
     def close(self) -> None:
         self.closed.set()
 
+    def join(self, seconds: float) -> bool:
+        return True
+
     def wall(self, seconds: Fraction) -> datetime:
         return self.origin + timedelta(seconds=float(seconds))

@@ -12,7 +12,8 @@ import torch
 
 from streamvid.errors import SettingsError
 from streamvid.watch.rules import Rule, When
-from streamvid.watch.trigger import COLORS, Candidate, Trigger
+from streamvid.watch.texts import COLORS
+from streamvid.watch.trigger import Candidate, Trigger
 from tests.watch.words import Words, picture
 
 

@@ -27,12 +27,14 @@ import torch
 
 from streamvid.errors import BankError, SettingsError, SourceError, StreamvidError, near
 from streamvid.frames import Clip, Frame
+from streamvid.ingest.ring import RecordTo, recording_folder
 from streamvid.ingest.sampling import exact
 from streamvid.ingest.supervised import Gap, Notice, Supervised
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord, State
 from streamvid.memory.tidy import tidy
+from streamvid.memory.writer import Writer
 from streamvid.receipt import Receipt
 from streamvid.session import Answer, Session, Watched
 from streamvid.temporal.methods.compose import Chain
@@ -112,6 +114,13 @@ class Camera:
             threads=live.decode_threads,
             hwaccel=live.hwaccel,
             loop=request.loop,
+            record=RecordTo(
+                recording_folder(live.folder, request.name),
+                keep_seconds=live.record_keep_seconds,
+                keep_bytes=live.record_bytes,
+            )
+            if request.record
+            else None,
         )
         self.feed = Feed(
             self.events, fps=self.fps, overload=live.overload, frames=live.buffer_frames,
@@ -146,8 +155,10 @@ class Camera:
             self.bank.writer(self.key, path=self.events.name, name=self.request.name)
         )  # fmt: skip
         self._writer = writer
-        writer.describe({"origin": self.events.origin.isoformat(), "live": True})
+        info = self.session.adapter.info
+        writer.describe({"origin": self.events.origin.isoformat(), "live": True, "model": info.name})
         self.watched_until = writer.stop
+        stack.callback(self.events.join, 10.0)
         stack.callback(self.feed.join, 10.0)
         stack.callback(self.feed.close)
         self.feed.start()
@@ -309,7 +320,7 @@ class Live:
         loaded: the model they share.
         say: told, on the engine's thread, what happens to streams.
         on_watched: called on the engine's thread after each clip.
-        on_idle: called there for each stream between clips, several times a second; whether it did something.
+        on_idle: called there for each stream between clips, again while it returns True and nobody asks.
         on_leave: called there for each stream once everything that came is watched and nothing more comes.
 
     Raises:
@@ -465,8 +476,9 @@ class Live:
                 camera.work(self._say, self._on_watched)
             for camera in self.cameras:
                 camera.note_gap()
-            # Questions of users go first: between two of them the rules have one turn a stream.
-            busy = [camera for camera in self.cameras if self._on_idle(camera)]
+            for camera in self.cameras:
+                while self._questions.empty() and self._on_idle(camera):
+                    pass
             now = time.monotonic()
             if now - looked >= 0.5:
                 looked = now
@@ -477,10 +489,10 @@ class Live:
                 tidy(bank)
                 for camera in self.cameras:
                     camera.describe()
-            if not ready and not busy and all(camera.feed.ended and not camera.feed.waiting for camera in self.cameras):
+            if not ready and all(camera.feed.ended and not camera.feed.waiting for camera in self.cameras):
                 self._fail_if_all_failed()
                 return
-            if not ready and not busy:
+            if not ready:
                 self._waked.wait(IDLE_SECONDS)
                 self._waked.clear()
 

@@ -55,6 +55,7 @@ class Door:
         self._answer = answer
         self._served = threading.BoundedSemaphore(AT_ONCE)
         self._listeners: list[tuple[Path, socket.socket]] = []
+        self._threads: list[threading.Thread] = []
         try:
             for stream in streams:
                 path = socket_path(folder, stream)
@@ -65,7 +66,9 @@ class Door:
                 listener.bind(str(path))
                 self._listeners.append((path, listener))
                 listener.listen(16)
-                threading.Thread(target=self._listen, args=(listener, stream), name="door", daemon=True).start()
+                thread = threading.Thread(target=self._listen, args=(listener, stream), name="door", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         except BaseException:
             self.close()
             raise
@@ -78,6 +81,8 @@ class Door:
             listener.close()
             path.unlink(missing_ok=True)
         self._listeners = []
+        for thread in self._threads:
+            thread.join(5.0)
 
     def __enter__(self) -> Door:
         return self

@@ -1,4 +1,4 @@
-"""Asking about a stream from outside: the process that watches it answers, or its memory does."""
+"""Asking about a stream that nobody watches now: its memory answers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fractions import Fraction
 from typing import Any
 
 from streamvid.errors import BankError, SettingsError, near
-from streamvid.memory.bank import Bank, default_folder
+from streamvid.memory.bank import Bank
+from streamvid.memory.place import default_folder
 from streamvid.memory.records import GapRecord, SourceRecord
 from streamvid.receipt import Receipt
 from streamvid.session import Session
 from streamvid.temporal.methods.compose import Chain
 from streamvid_pipelines.ask import Loaded, Request, load
-from streamvid_pipelines.live import local
 
 PREFIX = "live:"
 """How the content of a live source begins in its memory key."""
 
 
 class Past:
-    """The memory of one stream, asked by a process that does not watch it.
+    """The memory of one stream, asked while nobody watches it.
 
     Args:
         stream: its name.
@@ -37,20 +37,15 @@ class Past:
         self._loaded: Loaded | None = None
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> dict[str, Any]:
-        """Answer a question; whoever watches the stream is asked first.
+        """Answer a question from memory.
 
         Returns:
             What ``--json`` prints.
 
         Raises:
-            SettingsError: if nothing is remembered of such a stream, or by another model.
+            SettingsError: if nothing is remembered of such a stream.
+            BankError: if only another model can read it.
         """
-        answer = local.ask(
-            self.folder, self.stream, question, max_new_tokens=self.request.max_new_tokens, on_text=on_text
-        )
-        return answer if answer is not None else self._remembered(question, on_text)
-
-    def _remembered(self, question: str, on_text: Callable[[str], None] | None) -> dict[str, Any]:
         with Bank.open(self.folder, limits=self.request.limits(), create=False) as bank:
             sources = streams(bank)
             found = [source for source in sources if source.key.content == f"{PREFIX}{self.stream}"]

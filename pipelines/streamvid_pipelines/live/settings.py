@@ -27,9 +27,10 @@ from typing import Any, Self
 from streamvid.budget import Limits
 from streamvid.errors import SettingsError, near
 from streamvid.ingest.files import label
+from streamvid.ingest.ring import KEEP_BYTES, KEEP_SECONDS
 from streamvid.ingest.supervised import Patience
-from streamvid.memory.bank import default_folder
 from streamvid.memory.codec import DEFAULT_CODEC, CodecSetting
+from streamvid.memory.place import default_folder
 from streamvid.temporal.methods.base import MemoryMethod, Stage
 from streamvid.temporal.methods.compose import DEFAULT, Chain
 from streamvid.temporal.methods.registry import build
@@ -54,6 +55,9 @@ class CameraRequest:
     rules: tuple[Rule, ...] = ()
     loop: bool = False
     """Whether a file begins again at its end."""
+
+    record: bool = False
+    """Whether its own packets are kept beside the memory: see docs/recording.md."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -110,6 +114,12 @@ class LiveRequest:
 
     after_seconds: float = 5.0
     """How much it shows of what came then; an alert is delivered when its clip is complete."""
+
+    record_keep_seconds: float | None = KEEP_SECONDS
+    """Age at which recorded packets are given up."""
+
+    record_bytes: int | None = KEEP_BYTES
+    """Most that recorded packets of one stream take."""
 
     alert_bytes: int = 10**9
     """What pictures and clips of all alerts may take; the oldest are deleted."""
@@ -171,6 +181,7 @@ class LiveRequest:
 
 _GIGABYTES = {
     "alert_disk": "alert_bytes",
+    "record_disk": "record_bytes",
     "disk": "disk_bytes",
     "source_disk": "source_bytes",
     "ram": "ram_bytes",
@@ -208,7 +219,7 @@ def read_config(path: Path, request: LiveRequest | None = None) -> tuple[LiveReq
 
 
 def _camera(path: Path, table: Mapping[str, Any]) -> CameraRequest:
-    known = ("name", "source", "loop", "watch", *_PATIENCE)
+    known = ("name", "source", "loop", "record", "watch", *_PATIENCE)
     for name in table:
         if name not in known:
             raise SettingsError(f"{path}: a camera has no {name!r}; {near(name, known)}")
@@ -223,6 +234,7 @@ def _camera(path: Path, table: Mapping[str, Any]) -> CameraRequest:
         "patience": patience,
         "rules": tuple(Rule.parse(rule) for rule in watch),
         "loop": _checked(path, "loop", table.get("loop", False), bool),
+        "record": _checked(path, "record", table.get("record", False), bool),
     }
     if "name" in table:
         return CameraRequest(_checked(path, "name", table["name"], str), source, **settings)
@@ -231,7 +243,7 @@ def _camera(path: Path, table: Mapping[str, Any]) -> CameraRequest:
 
 def _kind(name: str) -> type:
     default = getattr(LiveRequest(), name)
-    if name in ("fps", "keep_seconds", "before_seconds", "after_seconds"):
+    if name in ("fps", "keep_seconds", "before_seconds", "after_seconds", "record_keep_seconds"):
         return float
     if name in ("decode_threads", "threads"):
         return int
