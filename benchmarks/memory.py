@@ -69,9 +69,10 @@ from streamvid.ingest.clips import clips
 from streamvid.ingest.sampling import Sampling
 from streamvid.ingest.source import open_source
 from streamvid.memory import sizes
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.faiss_index import load_faiss, new_index
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.writer import Writer
 from streamvid.models.adapter import Encoded
 from streamvid.models.checkpoints import toy_folder
 from streamvid.models.qwen_vl import Qwen3VL

@@ -33,8 +33,9 @@ from pathlib import Path
 import torch
 
 from streamvid.budget import Limits
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.writer import Writer
 from streamvid.tokens import VideoTokens
 
 STREAMS = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -17,7 +17,8 @@ from streamvid.memory import compact as compacting
 from streamvid.memory import repair as repairing
 from streamvid.memory import transfer
 from streamvid.memory import verify as verifying
-from streamvid.memory.bank import Bank, default_folder
+from streamvid.memory.bank import Bank
+from streamvid.memory.place import default_folder
 from streamvid.memory.records import AnswerRecord, SourceRecord
 from streamvid.memory.sizes import SourceHour, source_hour
 from streamvid.memory.tidy import Tidied
@@ -33,6 +34,12 @@ Whiches = Annotated[
 ]
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 """Seconds by the letter behind a length of time."""
+
+ENDS_OF_SPANS, ENDS_OF_OTHERS = 5, 2
+"""How many of the oldest and of the newest are shown of many."""
+
+MOST_ROWS = 1000
+"""Longer lists are not in JSON unless they are asked for."""
 
 PROGRESS_SECONDS = 2.0
 """Nothing is said about work that is done before."""
@@ -98,30 +105,37 @@ def list_(memory: options.Memory = None, json: options.Json = False) -> None:
 
 
 @app.command()
-def show(which: Which, memory: options.Memory = None, json: options.Json = False) -> None:
+def show(
+    which: Which,
+    spans: Annotated[
+        bool, typer.Option("--spans", help="List every span, gap and answer, however many there are.")
+    ] = False,
+    memory: options.Memory = None,
+    json: options.Json = False,
+) -> None:
     """Show one remembered video: its key, spans, gaps, answers, and what an hour of it takes, in each codec."""
     with _read(memory) as bank:
         source = _source(bank, which)
-        spans = bank.spans(source.id)
-        answers = bank.answers(source.id)
-        gaps, expired = bank.gaps(source.id), bank.expired(source.id)
-        row = _row(bank, source)
+        row, totals = _row(bank, source), bank.totals(source.id)
+        levels = bank.level_counts(source.id)
         hour = _hour(bank, source)
         hours = max(row["seconds"], 1e-9) / 3600
         row |= {
+            "num_spans": source.spans,
+            "levels_of_spans": {str(level): count for level, count in levels.items()},
             "megabytes_per_hour": round(row["bytes"] / 1e6 / hours, 2),
             "made_with": source.key.to_json(),
-            "spans": [[float(s.start), float(s.stop), s.tokens] for s in spans],
-            "levels": [s.level for s in spans],
-            "gap_spans": [{"start": float(g.start), "stop": float(g.stop), "reason": g.reason} for g in gaps],
-            "expired_spans": [
-                {"start": float(e.start), "stop": float(e.stop), "spans": e.spans, "reason": e.reason} for e in expired
-            ],
-            "answers": [{"question": a.question, "answer": a.answer} for a in answers],
-            "hour": asdict(hour) if hour is not None else None,
+        }
+        counts = {
+            "spans": source.spans,
+            "gap_spans": totals.gaps,
+            "expired_spans": totals.expired,
+            "answers": totals.answers,
         }
         if json:
-            render.emit_json(row)
+            left_out = {name: count for name, count in counts.items() if count > MOST_ROWS and not spans}
+            row |= _listed(bank, source, left_out) | {"hour": asdict(hour) if hour is not None else None}
+            render.emit_json(row | {"left_out": left_out})
             return
         for name in (
             "id",
@@ -138,18 +152,21 @@ def show(which: Which, memory: options.Memory = None, json: options.Json = False
             "made_with",
         ):
             typer.echo(f"{name}: {row[name]}")
-        typer.echo("spans (seconds, tokens):")
-        for span in spans:
-            merged = f"  merged {span.level} times" if span.level else ""
-            typer.echo(f"  {clock(float(span.start))}-{clock(float(span.stop))}  {span.tokens}{merged}")
-        for gap in gaps:
+        merged = ", ".join(f"{count:,} merged {level} times" for level, count in levels.items() if level)
+        typer.echo(f"{source.spans:,} spans{': ' + merged if merged else ''} (seconds, tokens):")
+        _show_spans(bank, source, every=spans)
+        ends = None if spans else ENDS_OF_OTHERS
+        for number, gap in enumerate(bank.gaps(source.id, ends=ends)):
+            _between(number, totals.gaps, ends, "gaps")
             typer.echo(f"not seen: {clock(float(gap.start))}-{clock(float(gap.stop))}  {gap.reason}")
-        for gone in expired:
+        for number, gone in enumerate(bank.expired(source.id, ends=ends)):
+            _between(number, totals.expired, ends, "stretches not remembered any more")
             typer.echo(
                 f"not remembered any more: {clock(float(gone.start))}-{clock(float(gone.stop))}  "
                 f"{gone.spans} spans, {gone.reason}"
             )
-        for answer in answers:
+        for number, answer in enumerate(bank.answers(source.id, ends=ends)):
+            _between(number, totals.answers, ends, "answers")
             typer.echo(f"Q: {answer.question}\nA: {answer.answer}")
         if hour is not None:
             _show_hour(hour)
@@ -459,6 +476,41 @@ def _hour(bank: Bank, source: SourceRecord) -> SourceHour | None:
         return None
 
 
+def _listed(bank: Bank, source: SourceRecord, left_out: Container[str]) -> dict[str, Any]:
+    """The lists of a video; those that are left out are empty, and nothing of them is read."""
+    lists: dict[str, list[Any]] = {name: [] for name in ("spans", "levels", "gap_spans", "expired_spans", "answers")}
+    if "spans" not in left_out:
+        for span in bank.each_span(source.id):
+            lists["spans"].append([float(span.start), float(span.stop), span.tokens])
+            lists["levels"].append(span.level)
+    if "gap_spans" not in left_out:
+        lists["gap_spans"] = [
+            {"start": float(g.start), "stop": float(g.stop), "reason": g.reason} for g in bank.gaps(source.id)
+        ]
+    if "expired_spans" not in left_out:
+        lists["expired_spans"] = [
+            {"start": float(e.start), "stop": float(e.stop), "spans": e.spans, "reason": e.reason}
+            for e in bank.expired(source.id)
+        ]
+    if "answers" not in left_out:
+        lists["answers"] = [{"question": a.question, "answer": a.answer} for a in bank.answers(source.id)]
+    return lists
+
+
+def _show_spans(bank: Bank, source: SourceRecord, *, every: bool) -> None:
+    ends = None if every else ENDS_OF_SPANS
+    for number, span in enumerate(bank.each_span(source.id) if every else bank.spans(source.id, ends=ends)):
+        _between(number, source.spans, ends, "spans")
+        merged = f"  merged {span.level} times" if span.level else ""
+        typer.echo(f"  {clock(float(span.start))}-{clock(float(span.stop))}  {span.tokens}{merged}")
+
+
+def _between(number: int, total: int, ends: int | None, what: str) -> None:
+    """Before the first of the newest: how many are not shown."""
+    if ends is not None and number == ends and total > 2 * ends:
+        typer.echo(f"  ... {total - 2 * ends:,} {what} between; --spans shows all")
+
+
 def _show_hour(hour: SourceHour) -> None:
     stored = ", ".join(f"{count} as {codec}" for codec, count in hour.stored_as.items())
     typer.echo(
@@ -495,7 +547,7 @@ def _given(answer: AnswerRecord) -> list[list[float]]:
 
 
 def _row(bank: Bank, source: SourceRecord) -> dict[str, Any]:
-    gaps, expired = bank.gaps(source.id), bank.expired(source.id)
+    totals = bank.totals(source.id)
     return {
         "id": source.id,
         "name": source.name,
@@ -504,10 +556,10 @@ def _row(bank: Bank, source: SourceRecord) -> dict[str, Any]:
         "seconds": float(source.duration if source.duration is not None else source.stop or 0),
         "tokens": source.tokens,
         "bytes": source.num_bytes,
-        "gaps": len(gaps),
-        "gap_seconds": float(sum(g.stop - g.start for g in gaps)),
-        "expired": sum(e.spans for e in expired),
-        "expired_seconds": float(sum(e.stop - e.start for e in expired if e.spans)),
+        "gaps": totals.gaps,
+        "gap_seconds": totals.gap_seconds,
+        "expired": totals.expired_spans,
+        "expired_seconds": totals.expired_seconds,
         "pinned": source.pinned,
         "key": source.key.short,
         "created": source.created.isoformat(timespec="seconds"),

@@ -13,19 +13,16 @@ there or not at all, whenever a process is killed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -33,17 +30,18 @@ from streamvid.budget import Limits
 from streamvid.errors import BankError, SourceError, Vanished, near
 from streamvid.memory import bounds
 from streamvid.memory import keys as keys_module
-from streamvid.memory.bounds import Holding, Room
 from streamvid.memory.catalog import Catalog
 from streamvid.memory.codebooks import Codebooks
-from streamvid.memory.codec import DEFAULT_CODEC, Codec, CodecSetting, FolderCodecs
-from streamvid.memory.index import Index, unit
+from streamvid.memory.codec import DEFAULT_CODEC, CodecSetting, FolderCodecs
+from streamvid.memory.folder import refuse_headless, reported, writable
+from streamvid.memory.index import Index
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.kv import KeptKv, folder_bytes, load_kv, save_kv, size_of
-from streamvid.memory.records import AnswerRecord, ExpiredRecord, GapRecord, SourceRecord, SpanRecord, State
+from streamvid.memory.records import AnswerRecord, ExpiredRecord, GapRecord, SourceRecord, SpanRecord, Totals
 from streamvid.memory.schema import FILE_NAME, refuse_foreign
-from streamvid.memory.segments import SegmentReader, SegmentWriter, encode_span
+from streamvid.memory.segments import SegmentReader
 from streamvid.memory.snapshots import Scope, Snapshots
+from streamvid.memory.writer import Writer
 from streamvid.temporal.methods.base import MemoryView, StoredKeys
 from streamvid.tokens import VideoTokens
 
@@ -54,12 +52,6 @@ SETTLED_NS = 2_000_000_000
 
 SHORTEST_PREFIX = 4
 """Digits of a key that are enough to name a source."""
-
-
-def default_folder() -> Path:
-    """Where memory lies when nothing is said: ``$STREAMVID_MEMORY``, else ``memory`` in the user's data folder."""
-    named = os.environ.get("STREAMVID_MEMORY")
-    return Path(named) if named else Path(platformdirs.user_data_dir("streamvid")) / "memory"
 
 
 class Bank:
@@ -113,15 +105,15 @@ class Bank:
             raise ValueError(f"segment_bytes must be at least 1, got {segment_bytes}")
         CodecSetting.parse(codec)
         path = folder / FILE_NAME
-        with _reported(folder):
+        with reported(folder):
             if not (create and not read_only) and not path.exists():
                 with suppress(FileNotFoundError):
                     os.stat(f"{folder}/.")  # a file in its place is said to be one
-                _refuse_headless(folder)
+                refuse_headless(folder)
                 raise BankError(f"there is no memory in {folder}; ask about a video first, or choose another folder")
             refuse_foreign(path)
             notes = []
-            if path.exists() and not read_only and not _writable(folder):
+            if path.exists() and not read_only and not writable(folder):
                 read_only = True
                 notes.append(f"{folder} cannot be written: it is open for reading only, and nothing new is remembered")
             if read_only:
@@ -131,7 +123,7 @@ class Bank:
                 bank.notes = notes
                 return bank
             if not path.exists() or not path.stat().st_size:
-                _refuse_headless(folder)
+                refuse_headless(folder)
             (folder / "locks").mkdir(parents=True, exist_ok=True)
             (folder / "segments").mkdir(exist_ok=True)
             # Two processes may both be the first: one prepares the catalogue, the other finds it done.
@@ -190,9 +182,21 @@ class Bank:
         names = [name for s in sources for name in (str(s.id), s.name, s.key.short)]
         raise BankError(f"{text!r} is not remembered in {self.folder}; {near(text, names)}")
 
-    def spans(self, source_id: int) -> list[SpanRecord]:
-        """The spans of a source in time order."""
-        return self._catalog.spans(source_id)
+    def spans(self, source_id: int, *, ends: int | None = None) -> list[SpanRecord]:
+        """The spans of a source in time order; with ``ends`` only so many oldest and newest."""
+        return self._catalog.spans(source_id, ends=ends)
+
+    def each_span(self, source_id: int) -> Iterator[SpanRecord]:
+        """The spans of a source in time order, one in memory at a time."""
+        return self._catalog.each_span(source_id)
+
+    def level_counts(self, source_id: int) -> dict[int, int]:
+        """How many spans of a source were merged how often: by level, rising; 0 is as watched."""
+        return dict(sorted(self._catalog.level_counts(source_id).items()))
+
+    def totals(self, source_id: int) -> Totals:
+        """How many answers, gaps and forgotten stretches a source has; reads no record."""
+        return self._catalog.totals(source_id)
 
     def records(self, span_ids: Sequence[int]) -> list[SpanRecord]:
         """Spans by id, in the order asked; those that are gone are left out."""
@@ -292,7 +296,7 @@ class Bank:
             BankError: if there is no such source (see `source`), or it is being written.
         """
         source = self.source(which.id if isinstance(which, SourceRecord) else which)
-        with _reported(self.folder), self._locked(source.key, source.name):
+        with reported(self.folder), self._locked(source.key, source.name):
             # First from the catalogue: files without rows are only lost space, rows without files are wrong.
             self._catalog.remove_source(source.id)
             shutil.rmtree(self.folder / source.folder, ignore_errors=True)
@@ -304,9 +308,9 @@ class Bank:
         """Keep an answer with its receipt (JSON values); returns its id."""
         return self._catalog.add_answer(source_id, question=question, answer=answer, receipt=receipt)
 
-    def answers(self, source_id: int) -> list[AnswerRecord]:
-        """The answers given from a source, oldest first."""
-        return self._catalog.answers(source_id)
+    def answers(self, source_id: int, *, ends: int | None = None) -> list[AnswerRecord]:
+        """The answers given from a source, oldest first; with ``ends`` only so many oldest and newest."""
+        return self._catalog.answers(source_id, ends=ends)
 
     def kept_kv(self, source: SourceRecord) -> KeptKv | None:
         """What the language model computed for the latest prompt of a source, if it was kept; on the CPU."""
@@ -326,19 +330,19 @@ class Bank:
                 f"keys and values of {needed} bytes are not kept: memory in {self.folder} may hold {limit} bytes and "
                 f"holds {self.usage()}; raise the limit (--disk) or ask with a smaller --budget"
             )
-        with _reported(self.folder):
+        with reported(self.folder):
             save_kv(self._kv_path(source), kept, digest=source.key.digest)
 
     def _kv_path(self, source: SourceRecord) -> Path:
         return self.folder / "kv" / f"{Path(source.folder).name}.safetensors"
 
-    def gaps(self, source_id: int) -> list[GapRecord]:
-        """The stretches of a source of which nothing was seen, in time order."""
-        return self._catalog.gaps(source_id)
+    def gaps(self, source_id: int, *, ends: int | None = None) -> list[GapRecord]:
+        """The stretches of a source of which nothing was seen, in time order; with ``ends`` so many first and last."""
+        return self._catalog.gaps(source_id, ends=ends)
 
-    def expired(self, source_id: int) -> list[ExpiredRecord]:
-        """What of a source was remembered once and is not any more."""
-        return self._catalog.expired(source_id)
+    def expired(self, source_id: int, *, ends: int | None = None) -> list[ExpiredRecord]:
+        """What of a source was remembered once and is not any more; with ``ends`` so many first and last."""
+        return self._catalog.expired(source_id, ends=ends)
 
     def pin(self, which: SourceRecord | int | str, *, pinned: bool = True) -> SourceRecord:
         """Keep a source when space is made, or no longer; returns what it is now."""
@@ -466,234 +470,6 @@ class Bank:
         self._snapshots.sweep()
 
 
-class Writer:
-    """Stores the spans of one source, in time order; made by `Bank.writer`.
-
-    Each span is on the disk when `append` returns.  A source that is left without `finish` stays open and
-    goes on from ``stop`` the next time.
-    """
-
-    def __init__(self, bank: Bank, key: MemoryKey, *, path: str, name: str) -> None:
-        self.notes: list[str] = []
-        """What the user should hear, each thing once."""
-        self._bank = bank
-        self._key = key
-        self._path = path
-        self._name = name
-        self._lock = bank._locked(key, name)
-        self._segments: SegmentWriter | None = None
-        self._source_id = 0
-        self._start: Fraction | None = None
-        self._stop: Fraction | None = None
-        self._width: int | None = None
-        self._room: Room | None = None
-        """What makes room; None before the first span, and without limits."""
-        self._learnable: int | None = None
-        """Tokens of this model in the folder, which codecs could learn from; None if not counted."""
-
-    @property
-    def source_id(self) -> int:
-        """Of the source being written."""
-        self._opened()
-        return self._source_id
-
-    @property
-    def stop(self) -> Fraction | None:
-        """Seconds, exact: where the last stored span ends; None if nothing is stored."""
-        return self._stop
-
-    def __enter__(self) -> Self:
-        """Take the source for writing.
-
-        Raises:
-            BankError: if another writer has it, it is complete already, or the folder cannot be written.
-        """
-        bank, catalog = self._bank, self._bank._catalog
-        with _reported(bank.folder):
-            self._lock.__enter__()
-            try:
-                source = catalog.source(self._key.digest)
-                if source is None:
-                    source = catalog.add_source(self._key, path=self._path, name=self._name)
-                if source.state is State.COMPLETE:
-                    raise BankError(
-                        f"{source.name} is completely remembered (source {source.id}); use it, or remove it first"
-                    )
-                last, place = catalog.last_span(source.id), catalog.last_place(source.id)
-                self._source_id = source.id
-                self._start = last.start if last else None
-                self._stop = last.stop if last else None
-                self._width = catalog.key_width(source.id)
-                self._segments = SegmentWriter(
-                    bank.folder / source.folder,
-                    key=self._key,
-                    segment_bytes=bank._segment_bytes,
-                    last=place,
-                )
-            except BaseException:
-                self._lock.__exit__(None, None, None)
-                raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._segments is not None:
-            self._segments.close()
-            self._segments = None
-        self._lock.__exit__(None, None, None)
-
-    def append(self, tokens: VideoTokens, *, start: Fraction, stop: Fraction, keys: Tensor) -> None:
-        """Store one span.
-
-        Args:
-            tokens: of the span, in raster and time order.
-            start: seconds, exact; not before the start of the span before.
-            stop: seconds, exact; the span covers ``[start, stop)``.
-            keys: (K, Dk) float, what the span is found by; made unit length, rows of zeros left out.  A span
-                without any is still found by its time.
-
-        Raises:
-            ValueError: if times or shapes do not fit.
-            BankError: if the disk or the limit is full, or features are not finite; all earlier spans stay.
-        """
-        segments, bank = self._opened(), self._bank
-        if not start < stop or (self._start is not None and start < self._start):
-            before = f" and not before {self._start}, where the last one starts" if self._start is not None else ""
-            raise ValueError(f"a span must start before it stops{before}, got {start} to {stop}")
-        if keys.ndim != 2 or (self._width is not None and keys.shape[1] != self._width):
-            raise ValueError(f"keys must be (K, {self._width or 'Dk'}), got {keys.shape = }")
-        keys = unit(keys[(keys != 0).any(dim=1)])
-        codec, *layer_codecs = self._codecs(tokens)
-        span = encode_span(
-            tokens, start=start, stop=stop, key=self._key, keys=keys, codec=codec, layer_codecs=layer_codecs
-        )
-        self._check_limit(
-            segments.cost(span.data), log_bytes=bank._catalog.growth_bytes(keys), tokens=len(tokens), stop=stop
-        )
-        segments = self._opened()
-        cost = segments.cost(span.data)
-        with _reported(bank.folder):
-            file, offset = segments.append(span.data)
-            try:
-                bank._catalog.add_span(
-                    self._source_id,
-                    start=start,
-                    stop=stop,
-                    tokens=len(tokens),
-                    file=file,
-                    offset=offset,
-                    num_bytes=len(span.data),
-                    disk_bytes=cost,
-                    grid=tokens.grid,
-                    codec=span.codec,
-                    keys=keys,
-                )
-            except Exception:  # not KeyboardInterrupt: it may come just after the commit, and the span is in then
-                segments.undo()
-                raise
-        if self._room is not None:
-            self._room.holding.added(file=file, num_bytes=len(span.data), disk_bytes=cost, tokens=len(tokens))
-        self._start, self._stop, self._width = start, stop, keys.shape[1]
-        self.notes += [note for note in span.notes if note not in self.notes]
-        if self._learnable is not None:
-            self._learnable += len(tokens)
-
-    def describe(self, summary: Mapping[str, Any]) -> None:
-        """Say something about the source while it is written: JSON values, in place of those of the same names."""
-        self._opened()
-        with _reported(self._bank.folder):
-            self._bank._catalog.describe_source(self._source_id, summary)
-
-    def gap(self, start: Fraction, stop: Fraction, reason: str) -> None:
-        """Note a stretch of which nothing was seen.
-
-        Args:
-            start: seconds, exact.  A gap that still lasts is noted again, with the same start.
-            stop: seconds, exact; the gap covers ``[start, stop)``.
-            reason: one line for people.
-        """
-        self._opened()
-        if not start < stop:
-            raise ValueError(f"a gap must start before it stops, got {start} to {stop}")
-        with _reported(self._bank.folder):
-            self._bank._catalog.add_gap(self._source_id, start=start, stop=stop, reason=reason)
-
-    def finish(self, summary: Mapping[str, Any], *, duration: Fraction | None = None) -> None:
-        """Mark the source complete; the writer takes no more spans.
-
-        Args:
-            summary: JSON values worth showing later, for example frames decoded and kept.
-            duration: of the video in seconds; None: until the last span stops.
-        """
-        segments = self._opened()
-        self._bank._catalog.finish_source(
-            self._source_id, summary=summary, duration=self._stop if duration is None else duration
-        )
-        segments.close()
-        self._segments = None
-
-    def _codecs(self, tokens: VideoTokens) -> tuple[Codec, ...]:
-        """The codecs of the next span; they learn first, once the folder holds enough tokens of the model."""
-        bank, model = self._bank, self._key.model
-        width, num_layers = tokens.features.shape[1], len(tokens.layers)
-        wanted = bank.codecs.wanted(model, width=width, num_layers=num_layers)
-        if wanted:
-            if self._learnable is None:
-                self._learnable = sum(s.tokens for s in bank.sources() if s.key.model == model)
-            if self._learnable >= wanted:
-                first = bank._first_tokens(model, wanted)
-                self._learnable = len(first[0])
-                if len(first[0]) >= wanted:
-                    books = bank.codecs.learn(model, first)
-                    self._check_limit(sum(len(book.to_bytes()) for book in books))
-                    with _reported(bank.folder):
-                        bank.codecs.keep(books)
-        return bank.codecs.of(model, width=width, num_layers=num_layers)
-
-    def _check_limit(
-        self, disk_bytes: int, *, log_bytes: int = 0, tokens: int = 0, stop: Fraction | None = None
-    ) -> None:
-        """Make room within the limits, or refuse what goes beyond them, before anything is written."""
-        bank = self._bank
-        if not bank.limits.bounds_memory:
-            return
-        if self._room is None:
-            source = bank._catalog.source_by_id(self._source_id)
-            if source is None:
-                raise BankError(f"{self._name} was removed from {bank.folder} while it was written; start again")
-            self._room = Room(bank, Holding(bank, source, self._segments))
-        holding = self._room.holding
-        before = holding.tokens
-        try:
-            with _reported(bank.folder):
-                self._room.make(disk_bytes=disk_bytes, log_bytes=log_bytes, tokens=tokens, stop=stop)
-        finally:
-            self._segments = holding.segments  # room was made in it: another file may be written now
-            if self._learnable is not None:
-                self._learnable -= before - holding.tokens
-
-    def _opened(self) -> SegmentWriter:
-        if self._segments is None:
-            raise ValueError("this writer is not open: use it inside its with block, before finish")
-        return self._segments
-
-
-def _writable(folder: Path) -> bool:
-    """Whether memory in a folder can be changed."""
-    names = ("", FILE_NAME, "segments", "locks")
-    return all(os.access(folder / name, os.W_OK) for name in names if (folder / name).exists())
-
-
-def _refuse_headless(folder: Path) -> None:
-    """Keep an empty catalogue from being put over segments that lost theirs."""
-    segments = folder / "segments"
-    if segments.is_dir() and bool(os.listdir(segments)):
-        raise BankError(
-            f"{folder} holds segments and no catalogue; rebuild it with: streamvid memory repair --memory {folder}"
-        )
-
-
 def _stamp(path: Path) -> tuple[str, int]:
     """What must be unchanged for a file to count as unchanged, and when it last changed, in ns."""
     try:
@@ -702,18 +478,3 @@ def _stamp(path: Path) -> tuple[str, int]:
         raise SourceError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
     text = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_dev} {stat.st_ino}"
     return text, max(stat.st_ctime_ns, stat.st_mtime_ns)
-
-
-@contextmanager
-def _reported(folder: Path) -> Iterator[None]:
-    """Turn the system's errors about a memory folder into one line that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "the disk is full; free some space and run the same again, it goes on after the last stored span"
-        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-            advice = "it is, or lies below, a file; choose a folder"
-        else:
-            advice = f"{error.strerror}; check permissions, or choose another folder"
-        raise BankError(f"cannot use {folder} as memory: {advice}") from error

@@ -20,7 +20,8 @@ from streamvid.memory.database import COMMIT_BYTES
 from streamvid.memory.index import unit
 from streamvid.memory.merging import merged_tokens
 from streamvid.memory.records import MergedSpan, SourceRecord, SpanRecord
-from streamvid.memory.segments import SegmentWriter, encode_span
+from streamvid.memory.segment_format import encode_span
+from streamvid.memory.segments import SegmentWriter
 from streamvid.memory.source_files import DEAD, DEAD_URGENT, SourceFiles
 from streamvid.temporal.methods.memory.merge_time import MergeTime, diverse
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from streamvid.errors import BankError
 from streamvid.memory.records import SourceRecord, SpanRecord
 from streamvid.memory.seals import Broken
-from streamvid.memory.segments import file_header
+from streamvid.memory.segment_format import file_header
 
 LISTED = 1000
 """Problems that are listed; more are counted."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
@@ -19,11 +18,9 @@ from torch import Tensor
 
 from streamvid.errors import BankError
 from streamvid.memory.database import now
+from streamvid.memory.history import History
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import (
-    AnswerRecord,
-    ExpiredRecord,
-    GapRecord,
     Load,
     MergedSpan,
     SourceRecord,
@@ -33,28 +30,17 @@ from streamvid.memory.records import (
     source_record,
     span_record,
 )
-from streamvid.memory.scopes import Scopes
 from streamvid.memory.seals import seal_keys
 
 ENTRIES = 256
 """Spans whose keys are in memory at once while a source is looked through."""
 
 
-class Catalog(Scopes):
+class Catalog(History):
     """The catalogue of one memory folder: one connection, for one thread of one process.
 
     Other processes read while one writes (write-ahead log); a writer waits up to 30 s for another.
-    A commit is on the disk when it returns.
-
-    Args:
-        path: the SQLite file; made if missing, unless ``read_only``.
-        read_only: change nothing in it, not even its format.  Where the folder cannot be written and a log
-            lies beside the file that cannot be read in place, or the format is older, a private copy is
-            read; ``note`` says so.  On such a folder a writer elsewhere is not noticed.
-
-    Raises:
-        BankError: if the file is not a catalogue, is damaged, is from a newer version (it is then left
-            exactly as it is), or cannot be read or written.
+    A commit is on the disk when it returns.  Opened, and failing, as `Database`.
     """
 
     def source(self, digest: str) -> SourceRecord | None:
@@ -173,10 +159,15 @@ class Catalog(Scopes):
                 (tokens, disk_bytes, str(stop), source_id),
             )
 
-    def spans(self, source_id: int) -> list[SpanRecord]:
-        """The spans of a source in time order."""
-        rows = self._rows("SELECT * FROM spans WHERE source_id = ? ORDER BY ordinal", source_id)
-        return [span_record(row) for row in rows]
+    def spans(self, source_id: int, *, ends: int | None = None) -> list[SpanRecord]:
+        """The spans of a source in time order; with ``ends`` only so many oldest and newest."""
+        return [span_record(row) for row in self._ends("spans", source_id, ends, order="ordinal")]
+
+    def each_span(self, source_id: int) -> Iterator[SpanRecord]:
+        """The spans of a source in time order, one in memory at a time."""
+        with self._reported():
+            for row in self._db.execute("SELECT * FROM spans WHERE source_id = ? ORDER BY ordinal", (source_id,)):
+                yield span_record(row)
 
     def span(self, span_id: int) -> SpanRecord | None:
         """One span; None if there is no such any more."""
@@ -416,95 +407,7 @@ class Catalog(Scopes):
         )
         return [key_vectors(row["width"], row["vectors"]) for row in rows]
 
-    def add_answer(self, source_id: int, *, question: str, answer: str, receipt: Mapping[str, Any]) -> int:
-        """Keep an answer; returns its id."""
-        with self.transaction():
-            cursor = self._db.execute(
-                "INSERT INTO answers (source_id, question, answer, receipt, created) VALUES (?, ?, ?, ?, ?)",
-                (source_id, question, answer, json.dumps(receipt, sort_keys=True), now()),
-            )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def answers(self, source_id: int) -> list[AnswerRecord]:
-        """The answers given from a source, oldest first."""
-        rows = self._rows("SELECT * FROM answers WHERE source_id = ? ORDER BY id", source_id)
-        return [
-            AnswerRecord(
-                id=row["id"],
-                source_id=row["source_id"],
-                question=row["question"],
-                answer=row["answer"],
-                receipt=json.loads(row["receipt"]),
-                created=datetime.fromisoformat(row["created"]),
-            )
-            for row in rows
-        ]
-
     def set_pinned(self, source_id: int, pinned: bool) -> None:
         """Keep a source when space is made, or no longer."""
         with self.transaction():
             self._db.execute("UPDATE sources SET pinned = ? WHERE id = ?", (int(pinned), source_id))
-
-    def add_gap(self, source_id: int, *, start: Fraction, stop: Fraction, reason: str) -> None:
-        """Enter a stretch of which nothing was seen; one with the same start is still the same gap."""
-        with self.transaction():
-            known = self._db.execute(
-                "UPDATE gaps SET stop = ?, reason = ? WHERE source_id = ? AND start = ?",
-                (str(stop), reason, source_id, str(start)),
-            )
-            if not known.rowcount:
-                self._db.execute(
-                    "INSERT INTO gaps (source_id, start, stop, reason, created) VALUES (?, ?, ?, ?, ?)",
-                    (source_id, str(start), str(stop), reason, now()),
-                )
-
-    def gaps(self, source_id: int) -> list[GapRecord]:
-        """The stretches of a source of which nothing was seen, in time order."""
-        rows = self._rows("SELECT * FROM gaps WHERE source_id = ?", source_id)
-        found = [
-            GapRecord(
-                source_id=row["source_id"],
-                start=Fraction(row["start"]),
-                stop=Fraction(row["stop"]),
-                reason=row["reason"],
-                created=datetime.fromisoformat(row["created"]),
-            )
-            for row in rows
-        ]
-        return sorted(found, key=lambda gap: gap.start)
-
-    def expired(self, source_id: int) -> list[ExpiredRecord]:
-        """What of a source was remembered once and is not any more, in the order it went."""
-        rows = self._rows("SELECT * FROM expired WHERE source_id = ? ORDER BY id", source_id)
-        return [
-            ExpiredRecord(
-                source_id=row["source_id"],
-                start=Fraction(row["start"]),
-                stop=Fraction(row["stop"]),
-                spans=row["spans"],
-                tokens=row["tokens"],
-                reason=row["reason"],
-                created=datetime.fromisoformat(row["created"]),
-            )
-            for row in rows
-        ]
-
-    def content_digest(self, path: str, *, stamp: str) -> str | None:
-        """The remembered digest of a file, if it was remembered under this very stamp."""
-        rows = self._rows("SELECT digest FROM digests WHERE path = ? AND stamp = ?", path, stamp)
-        return str(rows[0]["digest"]) if rows else None
-
-    def remember_digest(self, path: str, *, stamp: str, digest: str) -> None:
-        """Remember the digest of a file under a stamp, in place of an older one."""
-        with self.transaction():
-            self._db.execute(
-                "INSERT INTO digests (path, stamp, digest) VALUES (?, ?, ?) "
-                "ON CONFLICT (path) DO UPDATE SET stamp = excluded.stamp, digest = excluded.digest",
-                (path, stamp, digest),
-            )
-
-    def forget_digest(self, path: str) -> None:
-        """Forget the digest of a file that is gone."""
-        with self.transaction():
-            self._db.execute("DELETE FROM digests WHERE path = ?", (path,))

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from streamvid import defaults
 from streamvid.errors import BankError, MissingExtra, SettingsError, near
 from streamvid.memory.codebooks import Array, Codebook, Codebooks
 from streamvid.memory.faiss_index import load_faiss
 
 Bytes2D = NDArray[np.uint8]
 
-DEFAULT_CODEC = "sq8"
-"""How features and layers are stored when nothing is said: see docs/codecs.md for what it was chosen by."""
+DEFAULT_CODEC = defaults.CODEC
+"""How features and layers are stored when nothing is said."""
 
 FP16_MAX = 65504.0
 

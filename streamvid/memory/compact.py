@@ -15,7 +15,8 @@ from streamvid.memory.bank import Bank
 from streamvid.memory.care import INCOMING, blocks, segment_files
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord, SpanRecord
-from streamvid.memory.segments import file_header, segment_name, sync_folder, write_at
+from streamvid.memory.segment_format import file_header
+from streamvid.memory.segments import segment_name, sync_folder, write_at
 
 
 @dataclass(slots=True)

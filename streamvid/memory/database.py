@@ -285,6 +285,7 @@ class Database:
         if self._pragma("user_version") == len(MIGRATIONS):
             return
         with self.transaction():
+            seals.note_broken(self._db)
             self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._db.execute(CREATE_MIGRATIONS)
             for version in range(self._pragma("user_version"), len(MIGRATIONS)):

@@ -12,9 +12,19 @@ from pathlib import Path
 from torch import Tensor
 
 from streamvid.errors import BankError
-from streamvid.memory import segments
 from streamvid.memory.keys import MemoryKey
-from streamvid.memory.segments import CHUNK_ROWS, VERSION, SegmentReader, SpanHead, file_header, segment_name, write_at
+from streamvid.memory.segment_format import (
+    CHUNK_ROWS,
+    CRC,
+    KEYS_CHUNK,
+    SpanHead,
+    chunk_crc,
+    file_header,
+    span_bytes,
+    span_meta,
+    span_start,
+)
+from streamvid.memory.segments import SegmentReader, segment_name, sync_folder, write_at
 
 
 def intact_tokens(reader: SegmentReader, head: SpanHead) -> int:
@@ -36,7 +46,7 @@ def shortened(reader: SegmentReader, head: SpanHead, *, key: MemoryKey, keys: Te
         tokens: how many to keep, at most `intact_tokens`: a whole number of chunks, or all.
     """
     trailer = keys.detach().cpu().numpy().astype("<f4").tobytes()
-    meta = segments.span_meta(
+    meta = span_meta(
         key=key,
         start=head.start,
         stop=head.stop,
@@ -48,24 +58,23 @@ def shortened(reader: SegmentReader, head: SpanHead, *, key: MemoryKey, keys: Te
         keys=(keys.shape[0], keys.shape[1]),
     )
     state = b"".join(head.headers)
-    total = segments.span_bytes(
+    total = span_bytes(
         meta_bytes=len(meta),
         header_bytes=len(state),
         tokens=tokens,
         row_bytes=head.row_bytes,
         key_bytes=len(trailer),
     )
-    fixed = segments._SPAN.pack(segments._SPAN_MAGIC, VERSION, 0, len(meta), len(state), total, 0)[:-4]
-    crc = segments._head_crc(fixed, meta + state, key.digest)
-    parts = [fixed, _number(crc), meta, state]
+    before, crc = span_start(meta, state, num_bytes=total, key=key)
+    parts = [before]
     left = tokens
     for number, (data, rows) in enumerate(_chunks(reader, head)):
         if not left:
             break
-        parts += [data, _number(segments._chunk_crc(data, crc, number))]
+        parts += [data, CRC.pack(chunk_crc(data, crc, number))]
         left -= rows
     assert not left
-    parts += [trailer, _number(segments._chunk_crc(trailer, crc, segments._KEYS_CHUNK))]
+    parts += [trailer, CRC.pack(chunk_crc(trailer, crc, KEYS_CHUNK))]
     return b"".join(parts)
 
 
@@ -106,7 +115,7 @@ def write_spans(
     finally:
         if fd >= 0:
             os.close(fd)
-    segments.sync_folder(folder)
+    sync_folder(folder)
     return places
 
 
@@ -117,15 +126,11 @@ def _chunks(reader: SegmentReader, head: SpanHead) -> Iterator[tuple[bytes, int]
         rows = min(CHUNK_ROWS, head.tokens - first)
         size = rows * head.row_bytes
         try:
-            data = reader._bytes(place, size + 4, span=head.offset)
+            data = reader.bytes_at(place, size + CRC.size, span=head.offset)
         except BankError:
             return
         chunk = data[:size]
-        if int.from_bytes(data[size:], "little") != segments._chunk_crc(chunk, head.crc, number):
+        if CRC.unpack(data[size:])[0] != chunk_crc(chunk, head.crc, number):
             return
         yield chunk, rows
-        place += size + 4
-
-
-def _number(crc: int) -> bytes:
-    return crc.to_bytes(4, "little")
+        place += size + CRC.size

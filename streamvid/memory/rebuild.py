@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import itertools
 import json
@@ -24,17 +25,10 @@ from streamvid.memory.catalog import Catalog
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord, State
 from streamvid.memory.rows import HISTORY, count_spans, enter_spans, insert_history, insert_source, number_spans
-from streamvid.memory.schema import FILE_NAME, NewerCatalogError
-from streamvid.memory.seals import SEALED, seal
-from streamvid.memory.segments import (
-    SegmentReader,
-    SpanHead,
-    file_header,
-    header_key,
-    intact_header,
-    sync_folder,
-    write_at,
-)
+from streamvid.memory.schema import FILE_NAME, MIGRATIONS, NewerCatalogError
+from streamvid.memory.seals import SEALED, made_schema, same_sql, schema, seal
+from streamvid.memory.segment_format import SpanHead, file_header, header_key, intact_header
+from streamvid.memory.segments import SegmentReader, sync_folder, write_at
 
 
 def catalogue_damage(folder: Path) -> str:
@@ -274,6 +268,7 @@ class _Salvage:
         for suffix in ("", "-wal"):
             if Path(f"{path}{suffix}").exists():
                 shutil.copyfile(f"{path}{suffix}", Path(self._folder.name) / f"{FILE_NAME}{suffix}")
+        _mend_schema(Path(self._folder.name) / FILE_NAME)
         old = sqlite3.connect(Path(self._folder.name) / FILE_NAME)
         try:
             old.row_factory = sqlite3.Row
@@ -374,6 +369,45 @@ class _Salvage:
                 continue
             if insertable:
                 yield row
+
+
+def _mend_schema(path: Path) -> None:
+    """Write the schema as it was made into a copy of a damaged catalogue, so that its tables can be read.
+
+    An entry is known by its name, or, where that is damaged, by being most like one that is missing.  What cannot be
+    mended stays, and the rows of that table are lost.
+    """
+    db = sqlite3.connect(path, isolation_level=None)
+    try:
+        db.execute("PRAGMA writable_schema = ON")  # first of all: a schema that makes no sense is then let through
+        [(version,)] = db.execute("PRAGMA user_version").fetchall()
+        missing = {
+            entry[1]: entry for entry in made_schema(version if 0 < version <= len(MIGRATIONS) else len(MIGRATIONS))
+        }
+        strange: list[tuple[int, str]] = []
+        numbers = [row[0] for row in db.execute("SELECT rowid FROM sqlite_master")]
+        for number, (kind, name, of, sql) in zip(numbers, schema(db), strict=True):
+            should = missing.pop(name, None)
+            if should is None:
+                strange.append((number, "\n".join((kind, name, of, sql))))
+            elif (kind, of, same_sql(sql)) != (should[0], should[2], same_sql(should[3])):
+                _enter_schema(db, number, should)
+        for number, text in strange:
+            like = {"\n".join(entry): entry for entry in missing.values()}
+            for close in difflib.get_close_matches(text, like, n=1, cutoff=0.9):
+                _enter_schema(db, number, missing.pop(like[close][1]))
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError):
+        pass  # it is read as far as it can be
+    finally:
+        db.close()
+
+
+def _enter_schema(db: sqlite3.Connection, number: int, entry: tuple[str, str, str, str]) -> None:
+    kind, name, of, sql = entry
+    db.execute(
+        "UPDATE sqlite_master SET type = ?, name = ?, tbl_name = ?, sql = ? WHERE rowid = ?",
+        (kind, name, of, sql or None, number),
+    )
 
 
 def _plain(value: object) -> object:

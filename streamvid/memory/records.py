@@ -145,6 +145,21 @@ class GapRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """How much there is of what happened to a source."""
+
+    answers: int
+    gaps: int
+    gap_seconds: float
+    expired: int
+    """Entries of what expired, each of one or many spans."""
+
+    expired_spans: int
+    expired_seconds: float
+    """Of the entries with spans; where only a part of a span is lost, its time is still remembered."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExpiredRecord:
     """A stretch of a source that was remembered once and is not any more."""
 

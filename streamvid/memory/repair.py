@@ -28,7 +28,8 @@ from streamvid.memory.rebuild import build, catalogue_damage, mend_headers, rebu
 from streamvid.memory.records import SourceRecord, SpanRecord
 from streamvid.memory.rows import count_spans, expire, insert, insert_history, number_spans, span_columns
 from streamvid.memory.schema import FILE_NAME
-from streamvid.memory.segments import SegmentReader, keys_copy, sync_folder, write_at
+from streamvid.memory.segment_format import keys_copy
+from streamvid.memory.segments import SegmentReader, sync_folder, write_at
 from streamvid.memory.verify import Verified, examine, examine_seals
 
 ROWS = 100_000

@@ -14,7 +14,8 @@ from streamvid.memory.care import segment_files
 from streamvid.memory.catalog import Catalog
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord, SpanRecord, State
-from streamvid.memory.segments import SegmentReader, SpanHead
+from streamvid.memory.segment_format import SpanHead
+from streamvid.memory.segments import SegmentReader
 
 SOURCE_COLUMNS = ("path", "name", "created", "state", "duration", "summary", "stop", "pinned")
 """What the segments do not say of a source."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, pairwise
@@ -136,8 +136,24 @@ def install(db: sqlite3.Connection) -> None:
     )
 
 
+def note_broken(db: sqlite3.Connection) -> None:
+    """Before a migration, in its transaction: what does not fit its seal, for `seal_all` to leave so."""
+    db.execute("CREATE TEMP TABLE damaged (name, row, PRIMARY KEY (name, row))")
+    for table, columns in SEALED.items():
+        there = {row[1] for row in db.execute(f"PRAGMA main.table_info({table})")}
+        if "seal" in there:
+            found = broken(db, table, columns=tuple(name for name in columns if name in there))
+            db.executemany(
+                "INSERT OR IGNORE INTO damaged VALUES (?, ?)",
+                (("keys" if row.keys else table, row.rowid) for row in found),
+            )
+
+
 def seal_all(db: sqlite3.Connection) -> None:
-    """Seal every row as it is now, in the caller's transaction: what is damaged already is not noticed."""
+    """Seal every row as it is now, in the caller's transaction, but those of `note_broken`, which fit no seal then.
+
+    Of a format without seals, what is damaged already is not noticed.
+    """
     rows = db.cursor()
     rows.row_factory = None
     with _AnyText(db):
@@ -150,6 +166,7 @@ def seal_all(db: sqlite3.Connection) -> None:
                 [(seal_keys(width, vectors), span_id) for span_id, width, vectors in found],
             )
             after = _forward(after, found)
+        db.execute("UPDATE spans SET keys_seal = NULL WHERE id IN (SELECT row FROM damaged WHERE name = 'keys')")
         for table, columns in SEALED.items():
             after = -1
             while found := rows.execute(
@@ -160,17 +177,25 @@ def seal_all(db: sqlite3.Connection) -> None:
                     f"UPDATE {table} SET seal = ? WHERE rowid = ?", [(seal(table, *row[1:]), row[0]) for row in found]
                 )
                 after = _forward(after, found)
+        for table in SEALED:
+            db.execute(
+                f"UPDATE {table} SET seal = NULL WHERE rowid IN (SELECT row FROM damaged WHERE name = ?)", (table,)
+            )
+    db.execute("DROP TABLE temp.damaged")
 
 
-def broken(db: sqlite3.Connection, table: str, *, source_id: int | None = None) -> Iterator[Broken]:
+def broken(
+    db: sqlite3.Connection, table: str, *, source_id: int | None = None, columns: tuple[str, ...] | None = None
+) -> Iterator[Broken]:
     """The rows of a table that do not fit their seals.
 
     Args:
         db: open; need not be able to write.
         table: one of `SEALED`.
         source_id: only rows of this source, of a table that goes with sources; None for all.
+        columns: what was sealed of it when the seals were written; None: what is sealed now.
     """
-    columns = SEALED[table]
+    columns = SEALED[table] if columns is None else columns
     of = "" if source_id is None else f"AND main.{'id' if table == 'sources' else 'source_id'} = {int(source_id)} "
     keys, join = "", ""
     if table == "spans":
@@ -192,7 +217,7 @@ def broken(db: sqlite3.Connection, table: str, *, source_id: int | None = None) 
         for row in found:
             if row[width - 1] != seal(table, *row[1 : width - 1]):
                 yield Broken(table, row[0], row[owner] if owner else None, keys=False)
-            if keys and row[width - 2] != seal_keys(*row[width:]):
+            if keys and row[columns.index("keys_seal") + 1] != seal_keys(*row[width:]):
                 yield Broken(table, row[0], row[owner] if owner else None, keys=True)
         after = _forward(after, found)
 
@@ -260,27 +285,39 @@ def mend_sequence(db: sqlite3.Connection, table: str) -> int:
 
 def wrong_schema(db: sqlite3.Connection) -> list[str]:
     """Tables and indexes that are not as the migrations make them."""
-    should, have = _made(), _schema(db)
+    should, have = _told(made_schema(len(MIGRATIONS))), _told(schema(db))
     return sorted(name for name in should.keys() | have.keys() if should.get(name) != have.get(name))
 
 
 @cache
-def _made() -> dict[str, tuple[str, str, str]]:
+def made_schema(version: int) -> tuple[tuple[str, str, str, str], ...]:
+    """Kind, name, table and SQL of all that the first so many migrations make."""
     db = sqlite3.connect(":memory:")
     try:
-        for statement in (CREATE_MIGRATIONS, *chain.from_iterable(MIGRATIONS)):
+        for statement in (CREATE_MIGRATIONS, *chain.from_iterable(MIGRATIONS[:version])):
             db.execute(statement)
-        return _schema(db)
+        return tuple(schema(db))
     finally:
         db.close()
 
 
-def _schema(db: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
-    rows = db.execute("SELECT name, type, tbl_name, COALESCE(sql, '') FROM main.sqlite_master").fetchall()
+def schema(db: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """Kind, name, table and SQL of all that there is, in SQLite's order; text that cannot be read as it is."""
+    rows = db.cursor()
+    rows.row_factory = None
+    with _AnyText(db):
+        found = rows.execute("SELECT type, name, tbl_name, COALESCE(sql, '') FROM main.sqlite_master").fetchall()
+    return [(str(kind), str(name), str(of), str(sql)) for kind, name, of, sql in found]
+
+
+def _told(rows: Iterable[tuple[str, str, str, str]]) -> dict[str, tuple[str, str, str]]:
     # Where SQLite puts a blank in the text of an added column is not for us to say.
-    return {
-        str(name): (kind, of, re.sub(r"\s", "", str(sql))) for name, kind, of, sql in rows if name != "sqlite_stat1"
-    }
+    return {name: (kind, of, same_sql(sql)) for kind, name, of, sql in rows if name != "sqlite_stat1"}
+
+
+def same_sql(sql: str) -> str:
+    """SQL without what may differ between two files of one format."""
+    return re.sub(r"[ \t\n\f\r]", "", sql)  # no other character is blank to SQLite
 
 
 class _AnyText:

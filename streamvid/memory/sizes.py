@@ -13,7 +13,8 @@ from streamvid.memory.bank import Bank
 from streamvid.memory.codec import CODECS, Codec, CodecSetting
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord
-from streamvid.memory.segments import ROW_BYTES, SegmentReader, file_header, span_bytes, span_meta
+from streamvid.memory.segment_format import ROW_BYTES, file_header, span_bytes, span_meta
+from streamvid.memory.segments import SegmentReader
 
 HOUR = 3600
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from streamvid.errors import BankError
 from streamvid.memory.records import SourceRecord, SpanRecord
-from streamvid.memory.segments import SegmentReader, SegmentWriter, file_header, segment_name
+from streamvid.memory.segment_format import file_header
+from streamvid.memory.segments import SegmentReader, SegmentWriter, segment_name
 from streamvid.tokens import VideoTokens
 
 if TYPE_CHECKING:

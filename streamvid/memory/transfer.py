@@ -33,7 +33,8 @@ from streamvid.memory.codebooks import Codebook
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.records import SourceRecord
 from streamvid.memory.rows import HISTORY, SOURCE_COLUMNS, enter_spans, insert_history, insert_source
-from streamvid.memory.segments import SegmentReader, SpanHead, file_header, segment_name, sync_folder
+from streamvid.memory.segment_format import SpanHead, file_header
+from streamvid.memory.segments import SegmentReader, segment_name, sync_folder
 
 FORMAT = 1
 """Of archives; raised when an older streamvid could not read them."""

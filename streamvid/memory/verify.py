@@ -22,7 +22,8 @@ from streamvid.memory.care import LISTED, UNREADABLE, Kind, Problem, Progress, s
 from streamvid.memory.catalog import Catalog
 from streamvid.memory.prefix import intact_tokens
 from streamvid.memory.records import SourceRecord, SpanRecord
-from streamvid.memory.segments import SegmentReader, SpanHead, file_header, header_key, intact_header
+from streamvid.memory.segment_format import SpanHead, file_header, header_key, intact_header
+from streamvid.memory.segments import SegmentReader
 
 
 @dataclass(slots=True)

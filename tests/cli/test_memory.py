@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamvid.memory.bank import Bank
+from streamvid.memory.kv import KeptKv
+from streamvid.memory.records import SnapshotRecord
 from streamvid.memory.schema import FILE_NAME
 from streamvid_cli import memory as memory_command
 from streamvid_cli.app import run
@@ -117,6 +122,68 @@ def test_show_goes_on_where_a_file_is_damaged(capsys: pytest.CaptureFixture[str]
     assert "note: what an hour takes in each codec is not known" in err.replace("\n", " ")
 
 
+def fill(folder: Path, spans: int, others: int) -> None:
+    """Let the first video have so many spans in all, and so many more gaps, stretches forgotten and answers."""
+    with Bank.open(folder) as bank, bank._catalog.transaction():
+        execute = bank._catalog.execute
+        columns = "start, stop, start_seconds, stop_seconds, tokens, file, offset, bytes, grid, codec"
+        numbers = "WITH RECURSIVE n (i) AS (SELECT ? UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?) "
+        execute(
+            f"{numbers} INSERT INTO spans (source_id, ordinal, {columns}, level) "
+            "SELECT 1, i, i, i + 1, i, i + 1, 10, '000000.seg', i, 1, '[1, 1, 10]', 'fp16', i < 8 FROM n",
+            *(4, spans),
+        )
+        execute("UPDATE sources SET spans = ?, stop = ? WHERE id = 1", spans, str(spans))
+        for table, names, values in (
+            ("gaps", "start, stop, reason", "i, i || '/1', 'away'"),
+            ("expired", "start, stop, spans, tokens, reason", "i, (2 * i + 1) || '/2', 1, 1, 'old'"),
+            ("answers", "question, answer, receipt", "'q' || i, 'a', '{}'"),
+        ):
+            execute(
+                f"{numbers} INSERT INTO {table} (source_id, {names}, created) "
+                f"SELECT 1, {values}, '2020-01-01T00:00:00+00:00' FROM n",
+                *(0, others),
+            )
+
+
+def test_show_of_many_spans_is_one_screen(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(folder, 1001, 30)
+    with monkeypatch.context() as patch:
+        for name in ("each_span", "_read_span"):
+            patch.setattr(Bank, name, lambda *_: pytest.fail("all spans were read"))
+        _, out, _ = call(capsys, "show", "1")
+        shown = called(capsys, "show", "1")
+    lines = out.splitlines()
+    assert len(lines) <= 50
+    assert "1,001 spans: 4 merged 1 times (seconds, tokens):" in lines
+    assert "  ... 991 spans between; --spans shows all" in lines
+    at = lines.index("  ... 991 spans between; --spans shows all")
+    assert lines[at + 1].startswith("  16:36-16:37") and lines[at + 5] == "  16:40-16:41  10"
+    assert lines[at - 1] == "  00:04-00:05  10  merged 1 times"
+    assert "  ... 27 gaps between; --spans shows all" in lines
+    assert "  ... 27 stretches not remembered any more between; --spans shows all" in lines
+    assert "  ... 27 answers between; --spans shows all" in lines
+    assert "Q: what?" in lines and "Q: q29" in lines and "Q: q9" not in lines
+    assert shown["left_out"] == {"spans": 1001} and shown["spans"] == [] == shown["levels"]
+    assert (shown["num_spans"], shown["levels_of_spans"]) == (1001, {"0": 997, "1": 4})
+    assert len(shown["answers"]) == 31 and len(shown["gap_spans"]) == 31
+    assert (shown["gaps"], shown["gap_seconds"], shown["expired_seconds"]) == (31, 15.0, 30 + 30 * 0.5)
+    every = called(capsys, "show", "1", "--spans")
+    assert every["left_out"] == {} and len(every["spans"]) == 1001 and every["levels"][3:9] == [0, 1, 1, 1, 1, 0]
+    _, out, _ = call(capsys, "show", "1", "--spans")
+    assert len(out.splitlines()) > 1090 and "between" not in out and "Q: q9" in out
+
+
+def test_show_leaves_long_histories_out_too(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    fill(folder, 1000, 1001)
+    shown = called(capsys, "show", "1")
+    assert shown["left_out"] == {"gap_spans": 1002, "expired_spans": 1002, "answers": 1002}
+    assert len(shown["spans"]) == 1000 and shown["gap_spans"] == shown["answers"] == []
+    assert "left_out" in shown and called(capsys, "show", "2")["left_out"] == {}
+
+
 def test_answers_are_a_history(capsys: pytest.CaptureFixture[str]) -> None:
     [answer] = called(capsys, "answers")
     assert answer["question"] == "what?" and answer["spans"] == [[2.002, 4.004]] and answer["name"] == "a.mp4"
@@ -144,6 +211,70 @@ def test_verify_is_0_or_1_with_a_list(
     assert "verifying 0/0 MB" in err
     code, out, _ = call(capsys, "verify")
     assert code == 1 and "1 problems" in out
+
+
+def row(folder: Path) -> None:
+    """As another program would change it."""
+    db = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
+    db.execute("UPDATE answers SET answer = 'a blue circle'")
+    db.close()
+
+
+def kept_kv(folder: Path) -> None:
+    with Bank.open(folder) as bank:
+        bank.keep_kv(bank.source(1), KeptKv([(2, "a")], [(torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4))]))
+    flip(next((folder / "kv").iterdir()))
+
+
+def saved_index(folder: Path) -> None:
+    data = b"an index" * 9
+    with Bank.open(folder) as bank:
+        (folder / "index").mkdir()
+        (folder / "index" / "x.index").write_bytes(data)
+        bank._catalog.add_snapshot(
+            SnapshotRecord(
+                source_id=1,
+                embedder=KEY.embedder,
+                kind="hnsw",
+                width=8,
+                vectors=4,
+                last_span_id=2,
+                file="x.index",
+                num_bytes=len(data),
+                digest=hashlib.sha256(data).hexdigest(),
+            )
+        )
+    flip(folder / "index" / "x.index")
+
+
+def codebook(folder: Path) -> None:
+    with Bank.open(folder, codec="pq") as bank:
+        store(bank, source_key("c"), range(60), name="c.mp4")
+    flip(next((folder / "codebooks").glob("*.book")))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "left"),
+    [(row, "text", False), (kept_kv, "spare", False), (saved_index, "spare", False), (codebook, "codebook", True)],
+)
+def test_whatever_is_damaged_verify_is_1_and_repair_is_1_where_it_stays(
+    capsys: pytest.CaptureFixture[str], folder: Path, damage: Callable[[Path], None], kind: str, left: bool
+) -> None:
+    assert call(capsys, "verify")[0] == 0
+    damage(folder)
+    code, out, err = call(capsys, "verify", "--json")
+    assert code == 1 and err == ""
+    assert {p["kind"] for p in json.loads(out)["problems"]} == {kind}
+    code, out, err = call(capsys, "verify")
+    assert code == 1 and out.startswith(f"{kind}: ") and "repair --dry-run" in err
+    assert call(capsys, "repair")[0] == int(left)
+    assert call(capsys, "verify")[0] == int(left)
 
 
 def test_repair_says_what_is_lost_before_and_after(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

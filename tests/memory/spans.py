@@ -8,8 +8,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.writer import Writer
 from streamvid.tokens import VideoTokens
 
 WIDTH = 16

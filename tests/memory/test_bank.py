@@ -17,7 +17,8 @@ from streamvid.budget import Limits
 from streamvid.errors import BankError, MissingExtra, SettingsError
 from streamvid.memory import bank as bank_module
 from streamvid.memory import faiss_index, segments
-from streamvid.memory.bank import Bank, default_folder
+from streamvid.memory.bank import Bank
+from streamvid.memory.place import default_folder
 from streamvid.memory.records import State
 from tests.memory.ingest_process import LIVE_SPANS
 from tests.memory.spans import (

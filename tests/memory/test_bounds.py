@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from streamvid.budget import Limits
 from streamvid.errors import BankError, SettingsError
 from streamvid.memory import bounds
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.bounds import fitting_tokens
 from streamvid.memory.catalog import Catalog
 from streamvid.memory.keys import MemoryKey
 from streamvid.memory.merging import merged_tokens
 from streamvid.memory.records import SpanRecord
 from streamvid.memory.segments import SegmentWriter
+from streamvid.memory.writer import Writer
 from streamvid.temporal.methods.memory.merge_time import MergeTime
 from streamvid.tokens import VideoTokens
 from tests.memory.spans import KEY, append, assert_same, source_key, span_tokens, store

@@ -15,7 +15,7 @@ from streamvid.memory.bank import Bank
 from streamvid.memory.care import Kind
 from streamvid.memory.repair import repair
 from streamvid.memory.schema import FILE_NAME, MIGRATIONS
-from streamvid.memory.seals import NUMBERED, SEALED
+from streamvid.memory.seals import NUMBERED, SEALED, made_schema
 from streamvid.memory.verify import verify
 from tests.memory.spans import KEY, source_key, span_keys, span_times, span_tokens, store
 
@@ -217,6 +217,62 @@ def test_tables_that_are_not_as_they_were_made_are_found(tmp_path: Path) -> None
     assert texts(tmp_path) == ["the catalogue is damaged: spans_by_level is not as it was made"]
     assert "spans_by_level" in repair(tmp_path).done[0]
     assert texts(tmp_path) == []
+
+
+def test_a_flipped_letter_of_the_schema_costs_no_name_and_no_answer(tmp_path: Path) -> None:
+    """In each place of the text that makes the tables, every 53rd of them; without the mending most lose all rows."""
+    source_id = filled(tmp_path)
+    path = tmp_path / FILE_NAME
+    with opened(tmp_path) as bank:
+        good = (bank.sources(), bank.answers(source_id), bank.gaps(source_id), bank.expired(source_id))
+        bank._catalog.vacuum()
+    whole = path.read_bytes()
+    db = sqlite3.connect(path)
+    entries = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    db.close()
+    places = sorted({whole.index(sql.encode()) + at for _, sql in entries for at in range(0, len(sql), 53)})
+    places += [whole.index(sql.encode()) - 2 for _, sql in entries]  # the last letter of the name of its table
+    told = 0
+    for place in places:
+        for left in tmp_path.glob(f"{FILE_NAME}*"):
+            left.unlink()
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        done = repair(tmp_path)
+        told += bool(done.done)
+        assert not done.lost and not done.left and not done.doubtful, (place, damaged[place - 20 : place + 20], done)
+        with opened(tmp_path) as bank:
+            assert verify(bank).problems == []
+            now = (bank.sources(), bank.answers(source_id), bank.gaps(source_id), bank.expired(source_id))
+            assert now == good, damaged[place - 20 : place + 20]
+    assert told > 0.8 * len(places)
+
+
+def test_damage_before_a_migration_is_still_damage_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next format adds a column to two tables and so seals every row of them anew."""
+    filled(tmp_path)
+    sql(tmp_path, "UPDATE answers SET answer = 'a blue circle'")
+    sql(tmp_path, "UPDATE spans SET level = 3 WHERE id = 2")
+    sql(tmp_path, "UPDATE keys SET vectors = zeroblob(length(vectors)) WHERE span_id = 3")
+    before = texts(tmp_path)
+    assert len(before) == 4, "the keys are told twice: they differ from the segment's too"
+    more = (*MIGRATIONS, ("ALTER TABLE spans ADD COLUMN mood TEXT", "ALTER TABLE answers ADD COLUMN mood TEXT"))
+    for name in ("database", "schema", "seals"):
+        monkeypatch.setattr(f"streamvid.memory.{name}.MIGRATIONS", more)
+    for table in ("spans", "answers"):
+        monkeypatch.setitem(SEALED, table, (*SEALED[table], "mood"))
+    made_schema.cache_clear()
+    try:
+        with opened(tmp_path) as bank:
+            after = [p.text for p in verify(bank).problems]
+            assert bank._catalog._pragma("user_version") == len(more)
+        assert [t for t in after if "row" in t] == [t for t in before if "row" in t]
+        assert len(after) == len(before)
+        done = repair(tmp_path)
+        assert len(done.doubtful) == 2 and not done.left and texts(tmp_path) == []
+    finally:
+        made_schema.cache_clear()
 
 
 def test_every_column_of_every_table_is_sealed(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from streamvid.errors import BankError
-from streamvid.memory import segments
+from streamvid.memory import segment_format
 from streamvid.memory.codebooks import Codebooks
 from streamvid.memory.codec import CODECS, CodecSetting, FolderCodecs
-from streamvid.memory.segments import CHUNK_ROWS, SegmentReader, SegmentWriter, encode_span
+from streamvid.memory.segment_format import CHUNK_ROWS, encode_span
+from streamvid.memory.segments import SegmentReader, SegmentWriter
 from tests.memory.spans import KEY, assert_same, best, source_key, span_keys, span_times, span_tokens
 
 
@@ -194,7 +195,7 @@ def test_spans_of_both_formats_stand_in_one_file(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_and_an_unknown_codec_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "VERSION", 3)
+    monkeypatch.setattr(segment_format, "VERSION", 3)
     [(path, offset)] = write(tmp_path / "a", encoded())
     monkeypatch.undo()
     with pytest.raises(BankError, match="has format 3 and this streamvid reads up to 2"):

@@ -11,7 +11,8 @@ from streamvid.memory import sizes
 from streamvid.memory.bank import Bank
 from streamvid.memory.codebooks import Codebooks
 from streamvid.memory.codec import CodecSetting, FolderCodecs
-from streamvid.memory.segments import SegmentWriter, encode_span
+from streamvid.memory.segment_format import encode_span
+from streamvid.memory.segments import SegmentWriter
 from streamvid.memory.sizes import FAMILIES, SHOWN, SourceHour, hour_bytes, megabytes_per_hour, source_hour, table
 from streamvid.tokens import VideoTokens
 from tests.memory.spans import KEY
