@@ -10,7 +10,11 @@ asked the same questions under every policy and budget; an answer counts only if
 ``uniform`` and ``recent`` are the floors: evenly spaced spans and the last ones, at the same budget.  A
 budget is a share of all tokens seen; "given" is what the policy made of it on average, the more sparing
 the better at equal answers.  With ``--times`` also "what happens between A and B?", with the filter that
-the words set and without it.
+the words set and without it.  With ``--names`` the looking up of things by their names, as in "before the
+red circle appears", in videos of their own: how many of those that are there are found, and how many with their
+true times (half of both stretches is common); and how many of those that are not there are taken for
+something: names that share neither colour nor shape with anything in the video, those that share one, and
+shapes named without a colour.
 
 Not measured: speed (all are a few milliseconds beside the prefill; ``attention`` adds prefills of its own,
 and its seconds are given) and other worlds: the toy encoder tells colours and shapes apart far more
@@ -35,11 +39,13 @@ from pathlib import Path
 from streamvid.memory.bank import Bank
 from streamvid.query.evidence import clock
 from streamvid.query.when import When
+from streamvid.receipt import Receipt
+from streamvid.recollection import Recollection
 from streamvid.temporal.methods.base import Stage
 from streamvid.temporal.methods.registry import methods
 from streamvid.toy.questions import Question, ask_all, narrate
 from streamvid.toy.video import write_video
-from streamvid.toy.world import Scene, needle_scene, sample_scene
+from streamvid.toy.world import COLORS, SHAPES, Scene, needle_scene, sample_scene
 from streamvid_pipelines.ask import AskVideo, Loaded, Request, load
 
 FIRST_SEED = 700_000
@@ -101,6 +107,40 @@ def videos(args: argparse.Namespace) -> Iterator[tuple[str, Scene, list[Question
     for seed in range(FIRST_SEED, FIRST_SEED + args.events):
         scene = sample_scene(seed, seconds=64)
         yield "events", scene, ask_all(scene)
+
+
+def found_names(args: argparse.Namespace, loaded: Loaded, folder: Path) -> dict[str, list[int]]:
+    """By what kind of name: how many were looked up, found, and found with their true times."""
+    if loaded.embedder is None:
+        raise SystemExit("names are looked up with an image-text encoder and there is none")
+    counts = {kind: [0, 0, 0] for kind in ("there", "shape there", "nothing alike", "something alike", "no such shape")}
+    for seed in range(FIRST_SEED, FIRST_SEED + args.names):
+        scene = sample_scene(seed, seconds=48)
+        path = folder / f"names-{seed}.mp4"
+        write_video(scene, path, height=128, width=128, fps=4)
+        with Bank.open(folder / "names") as bank:
+            AskVideo(path, Request(model="toy", reduce="none", threads=args.threads), loaded, bank).prepare()
+            memory = Recollection(bank, bank.sources()[-1], Receipt(source=str(path), model="toy"))
+            shown = scene.events
+            for name in (*SHAPES, *(f"{color} {shape}" for color in COLORS for shape in SHAPES)):
+                color, _, shape = name.rpartition(" ")
+                meant = [e for e in shown if e.shape == shape and color in ("", e.color)]
+                alike = any(color == e.color or shape == e.shape for e in shown)
+                if meant:
+                    kind = "there" if color else "shape there"
+                else:
+                    kind = ("something alike" if alike else "nothing alike") if color else "no such shape"
+                if len(meant) > 1:
+                    continue
+                found = memory.find(f"the {name}", loaded.embedder)
+                counts[kind][0] += 1
+                counts[kind][1] += found is not None
+                if found is not None and meant:
+                    start, stop = meant[0].start_seconds, meant[0].end_seconds
+                    common = min(found[1], stop) - max(found[0], start)
+                    counts[kind][2] += 2 * common >= max(found[1], stop) - min(found[0], start)
+        print(f"names {seed}: {time.process_time():.0f} s of CPU", file=sys.stderr, flush=True)
+    return counts
 
 
 def asked(video: AskVideo, question: str, *, filtered: bool = True) -> tuple[str, int, float]:
@@ -169,6 +209,7 @@ def main() -> None:
     parser.add_argument("--needles", type=int, default=4, help="long videos of each kind, still and busy")
     parser.add_argument("--seconds", type=int, default=300, help="length of the long videos")
     parser.add_argument("--events", type=int, default=5, help="videos of a minute with several events")
+    parser.add_argument("--names", type=int, default=36, help="videos of 48 s in which things are looked up")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.02, 0.05, 0.15], help="shares of the tokens")
     parser.add_argument("--policies", nargs="+", default=None, help="recall methods with settings; all by default")
     parser.add_argument("--reduce", default="none", help="the chain the memories are made with")
@@ -181,6 +222,7 @@ def main() -> None:
     loaded = load(Request(model="toy", threads=args.threads), lambda text: print(text, file=sys.stderr))
     with tempfile.TemporaryDirectory() as name:
         cells = run(args, loaded, Path(name))
+        names = found_names(args, loaded, Path(name)) if args.names else {}
     for part in ("needle", "events"):
         if cells[part]:
             count = next(iter(cells[part].values())).asked
@@ -190,10 +232,16 @@ def main() -> None:
         print("\n| what happens between A and B? | right | tokens given |\n|---|---:|---:|")
         for name, cell in cells["times"].items():
             print(f"| {name} | {cell.right} of {cell.asked} | {cell.given / max(1, cell.seen):.1%} |")
+    if names:
+        print("\n| name | looked up | found | with its times |\n|---|---:|---:|---:|")
+        for kind, (count, hits, right) in names.items():
+            share = f" ({hits / max(1, count):.1%})"
+            print(f"| {kind} | {count} | {hits}{share} | {right if 'there' in kind else ''} |")
     report = {
         "model": loaded.adapter.info.fingerprint,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} thread",
         "seconds": round(time.time() - began),
+        "names": names,
         "cells": {part: {name: cell.to_dict() for name, cell in found.items()} for part, found in cells.items()},
     }
     print(json.dumps(report))

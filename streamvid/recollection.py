@@ -19,6 +19,8 @@ from streamvid.memory.records import GapRecord, SourceRecord, SpanRecord
 from streamvid.query.when import Range, When
 from streamvid.receipt import Receipt
 from streamvid.temporal.methods.functional import spaced
+from streamvid.tokens import VideoTokens
+from streamvid.watch.texts import PROMPTS, Texts, vectors
 
 if TYPE_CHECKING:
     from streamvid.models.embedder import Embedder
@@ -31,6 +33,15 @@ SAMPLED = 2048
 
 DETAILED = 20_000
 """Spans up to which an event is looked for frame by frame; beyond, span by span."""
+
+CLEAR = 2.5
+"""Standard deviations by which an event stands clear; higher finds fewer events, and fewer that are not there."""
+
+SLACK = 0.4
+"""What shows an event may fit another colour better by so many spreads among other texts."""
+
+COMPARED = 256
+"""Spans of a long event that are compared with other colours."""
 
 
 class Recollection:
@@ -122,7 +133,7 @@ class Recollection:
         inside = torch.zeros(len(self), dtype=torch.bool)
         lost = [(float(gap.start), float(gap.stop)) for gap in (*self.bank.gaps(self.source.id), *self._lost)]
         lost += [(float(past.start), float(past.stop)) for past in self.bank.expired(self.source.id) if past.spans]
-        for start, stop in when.ranges:
+        for start, stop in self._less_gaps(when):
             here = (view.start_seconds < stop) & (view.stop_seconds > start)
             watched = _without((max(start, self.seen[0]), min(stop, self.seen[1])), lost)
             if watched and not here.any():
@@ -130,6 +141,52 @@ class Recollection:
                 here[before[-1:]] = True
             inside |= here
         return inside.nonzero().squeeze(1)
+
+    def shown(
+        self, when: When, rows: Tensor, parts: Sequence[VideoTokens], budget: int
+    ) -> tuple[Tensor, list[VideoTokens]]:
+        """What shows the time in question, of the tokens that were read of some rows (M,); not more than a budget.
+
+        Tokens inside stay.  A cell that did not change was not stored again: its last token before a range stands
+        for it when the range begins, unless it changes at once.  These make one frame; if the rows have none inside
+        and none before, they come from the row before::
+
+            stored       #    #  #     | #   #  |   #
+            range                      [        )
+            given               +      | #   #  |         +  what stood when it began
+
+        Returns:
+            Rows, rising, and the tokens of each.
+        """
+        kept: dict[int, list[VideoTokens]] = {}
+        empty: list[float] = []
+        for start, stop in self._less_gaps(when):
+            found = False
+            for row, part in zip(rows.tolist(), parts, strict=True):
+                begin = part.pts_seconds
+                inside = (begin < stop) & (begin + part.duration_seconds > start)
+                before = (begin < start) & ~inside
+                at_once = inside & (begin < start + part.duration_seconds)
+                some = [_standing(part.select(before), part.select(at_once))] if bool(before.any()) else []
+                some = [*some, part.select(inside)]
+                if any(len(tokens) for tokens in some):
+                    kept.setdefault(row, []).extend(some)
+                    found = True
+            if not found:
+                empty.append(start)
+        left = budget - sum(len(part) for some in kept.values() for part in some)
+        for start in empty:
+            earlier = (self.view.start_seconds < start).nonzero()
+            if not len(earlier) or left < 1:
+                continue
+            (span,) = self.records(earlier[-1])
+            (part,) = self.bank.read([(span, span.tokens)])
+            part = _standing(part, part.select(torch.zeros(0, dtype=torch.int64)))
+            part = part.select(part.score.argsort(descending=True, stable=True)[:left].sort().values)
+            kept.setdefault(int(earlier[-1]), []).append(part)
+            left -= len(part)
+        order = sorted(kept)
+        return torch.tensor(order, dtype=torch.int64), [VideoTokens.cat(kept[row]) for row in order]
 
     def gaps(self, when: When) -> list[GapRecord]:
         """Stretches of which nothing was seen, as far as a question speaks of them."""
@@ -141,22 +198,41 @@ class Recollection:
     def find(self, name: str, embedder: Embedder) -> Range | None:
         """The stretch in which a named thing is seen: moments that stand clear of the others, around the best.
 
-        Moments are frames, or spans where there are more than ``DETAILED``.
+        Moments are frames, or spans where there are more than ``DETAILED``.  What they show must not fit the same
+        thing in another colour better.  None if nothing stands clear, or something else does.
         """
-        vector = embedder.texts([name.split(maxsplit=1)[1]])[0]  # without its article
+        what = name.split(maxsplit=1)[1]  # without its article
+        vector = vectors([what], embedder, PROMPTS)[0]
         view = self.view
         if len(self) > DETAILED:
-            return _stretch(self.similarity(vector), view.start_seconds, view.stop_seconds)
-        keys = view.keys[torch.arange(len(self))]
-        there = (keys != 0).any(dim=2)
-        count = there.sum(1)
-        step = (view.stop_seconds - view.start_seconds) / count.clamp(min=1)
-        starts = (view.start_seconds[:, None] + step[:, None] * torch.arange(keys.shape[1]))[there]
-        return _stretch((keys @ vector)[there], starts, starts + step.repeat_interleave(count))
+            similarity, starts, stops = self.similarity(vector), view.start_seconds, view.stop_seconds
+        else:
+            keys = view.keys[torch.arange(len(self))]
+            there = (keys != 0).any(dim=2)
+            count = there.sum(1)
+            step = (view.stop_seconds - view.start_seconds) / count.clamp(min=1)
+            starts = (view.start_seconds[:, None] + step[:, None] * torch.arange(keys.shape[1]))[there]
+            similarity, stops = (keys @ vector)[there], starts + step.repeat_interleave(count)
+        found = _stretch(similarity)
+        if found is None:
+            return None
+        first, last = found
+        if len(self) > DETAILED:
+            some = view.keys[first + spaced(min(COMPARED, last + 1 - first), last + 1 - first)]
+            shown = some[torch.arange(len(some)), (some @ vector).argmax(1)]
+        else:
+            shown = keys[there][first : last + 1]
+        fit = Texts.of(what, embedder).fit(shown.mean(0))
+        return None if fit.own < fit.rival - SLACK * fit.width else (float(starts[first]), float(stops[last]))
 
     def keys(self, rows: Tensor) -> Tensor:
         """(M, K, Dk) of some rows."""
         return self.view.keys[rows]
+
+    def _less_gaps(self, when: When) -> list[Range]:
+        """What was seen of the time in question: spans that were merged reach over the gaps between them."""
+        gaps = [(float(gap.start), float(gap.stop)) for gap in self.gaps(when)]
+        return [part for whole in when.ranges for part in _without(whole, gaps)]
 
     def _watched(self) -> Range:
         if not len(self):
@@ -181,10 +257,32 @@ def _without(whole: Range, lost: Sequence[Range]) -> list[Range]:
     return parts
 
 
-def _stretch(similarity: Tensor, starts: Tensor, stops: Tensor) -> Range | None:
-    """The first of the moments (N,) that stand clear of the others, with what adjoins it; None if none do.
+def _standing(part: VideoTokens, gone: VideoTokens) -> VideoTokens:
+    """The picture at the end of some tokens, less what is gone: the latest of every cell, at the time of the last."""
+    order = part.pts_seconds.argsort(stable=True)
+    columns = part.grid[2]
+    cell = part.position[order, 1] * columns + part.position[order, 2]
+    last = torch.full((part.grid[1] * columns,), -1).scatter_reduce_(0, cell, torch.arange(len(order)), "amax")
+    last[gone.position[:, 1] * columns + gone.position[:, 2]] = -1
+    here = part.select(order[last[last >= 0]])
+    if not len(here):
+        return here
+    latest = here.pts_seconds.max()
+    stop = (here.pts_seconds + here.duration_seconds).max()
+    position = here.position.clone()
+    position[:, 0] = position[:, 0].max()
+    return replace(
+        here,
+        position=position,
+        pts_seconds=latest.expand(len(here)).clone(),
+        duration_seconds=(stop - latest).expand(len(here)).clone(),
+    )
 
-    Clear means: the mean of the moments nearer to the best than to the median is three standard deviations
+
+def _stretch(similarity: Tensor) -> tuple[int, int] | None:
+    """The first of the moments (N,) that stand clear of the others, with what adjoins it: the first and the last.
+
+    Clear means: the mean of the moments nearer to the best than to the median is ``CLEAR`` standard deviations
     of the others away from them, and they are less than half of all.  Of several stretches about as good
     as the best, the first.
     """
@@ -195,11 +293,10 @@ def _stretch(similarity: Tensor, starts: Tensor, stops: Tensor) -> Range | None:
     if best - middle < 0.05 or 2 * int(clear.sum()) >= len(clear):
         return None
     others = similarity[~clear]
-    if float(similarity[clear].mean() - others.mean()) < 3 * float(others.std(correction=0)):
+    if float(similarity[clear].mean() - others.mean()) < CLEAR * float(others.std(correction=0)):
         return None
     peak = int((similarity >= best - 0.1 * (best - middle)).nonzero()[0])
     low = (~clear[:peak]).nonzero()
     high = (~clear[peak:]).nonzero()
     first = int(low[-1]) + 1 if len(low) else 0
-    last = peak + int(high[0]) - 1 if len(high) else len(clear) - 1
-    return float(starts[first]), float(stops[last])
+    return first, peak + int(high[0]) - 1 if len(high) else len(clear) - 1

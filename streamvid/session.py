@@ -19,10 +19,11 @@ from torch import Tensor
 from streamvid.budget import Limits
 from streamvid.errors import BankError, SettingsError, UnsupportedError, Vanished
 from streamvid.frames import Clip
-from streamvid.memory.bank import Bank, Writer
+from streamvid.memory.bank import Bank
 from streamvid.memory.bounds import fitting_tokens
 from streamvid.memory.kv import KeptKv
 from streamvid.memory.records import GapRecord, SourceRecord, SpanRecord
+from streamvid.memory.writer import Writer
 from streamvid.models.adapter import Adapter, GenerationStats
 from streamvid.models.pixels import tubelet_times
 from streamvid.models.prefix import Prefix
@@ -309,7 +310,7 @@ class Session:
                     raise
         if isinstance(recalled, When):
             return _nothing_remembered(question, recalled, memory, Clock(origin, now), receipt, on_text)
-        rows, spans, parts = recalled
+        rows, spans, parts, put = recalled
         tokens = VideoTokens.cat(parts) if parts else None
         receipt.tokens_given = 0 if tokens is None else len(tokens)
         _spent(receipt, "recall", began, int(memory.view.tokens.sum()), receipt.tokens_given)
@@ -320,7 +321,7 @@ class Session:
             receipt.warn(f"{left_out} left out: keys and values that are kept must not depend on the question")
             methods = []
         prefix = None if methods else self._prefix_of(source)
-        prompt = self.adapter.prompt(tokens, question)
+        prompt = self.adapter.prompt(tokens, put)
         stats = GenerationStats()
         pieces: list[str] = []
         for piece in self.adapter.generate(
@@ -367,8 +368,12 @@ class Session:
 
     def _recall(
         self, question: str, memory: Recollection, receipt: Receipt, origin: datetime | None, within: Range | None
-    ) -> tuple[Tensor, list[SpanRecord], list[VideoTokens]] | When:
-        """Rows (M,) of the spans that are given, the spans and their tokens; or the time nothing is remembered of."""
+    ) -> tuple[Tensor, list[SpanRecord], list[VideoTokens], str] | When:
+        """What is given: rows (M,), spans, their tokens and the question; or the time nothing is remembered of.
+
+        Of a live source the question is put without its words of time: the model is shown that time and no other,
+        and its own stamps, which count from the beginning, know neither "now" nor 14:05.
+        """
         budget = self._fitting_budget(question, int(memory.view.tokens.sum()), receipt)
         when = self._when(question, memory, origin) if within is None else When((within,))
         sought = when.without(question) or question
@@ -378,7 +383,9 @@ class Session:
         rows = memory.inside(when)
         receipt.budget, receipt.recall = budget, method_id(self.recall)
         receipt.recall_settings = self.recall.settings()
-        receipt.time = TimeFilter(list(when.ranges), list(when.words), list(when.notes), len(rows)) if when else None
+        put = question if origin is None else when.put(question)
+        notes = [*when.notes, *([f"the model was asked: {put}"] if put != question else [])]
+        receipt.time = TimeFilter(list(when.ranges), list(when.words), notes, len(rows)) if when else None
         for note in when.unused:
             receipt.warn(note, passing=True)
         if when and not len(rows):
@@ -392,6 +399,11 @@ class Session:
         rows, counts = rows[counts > 0], counts[counts > 0]
         spans = memory.records(rows)
         parts = self.bank.read(list(zip(spans, counts.tolist(), strict=True)))
+        if when:
+            rows, parts = memory.shown(when, rows, parts, budget)
+            if not parts:
+                return when
+            spans, counts = memory.records(rows), torch.tensor([len(part) for part in parts])
         similar = view.similarity
         receipt.spans = [
             GivenSpan(
@@ -400,7 +412,7 @@ class Session:
             )
             for row, count, span in zip(rows.tolist(), counts.tolist(), spans, strict=True)
         ]  # fmt: skip
-        return rows, spans, parts
+        return rows, spans, parts, put
 
     def _when(self, question: str, memory: Recollection, origin: datetime | None) -> When:
         """The time a question speaks of; an event in it is looked for among the memory's keys."""

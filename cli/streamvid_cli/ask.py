@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streamvid.errors import SettingsError
 from streamvid_cli import options, render
-from streamvid_pipelines.ask import AskVideo, Request, open_ask
+from streamvid_pipelines.request import Request
+
+if TYPE_CHECKING:
+    from streamvid_pipelines.ask import AskVideo
 
 DEFAULTS = Request()
 
@@ -106,7 +110,7 @@ def ask(
     if stream is not None:
         asked = [video, *asked] if video else asked
     elif not video:
-        raise SettingsError('which video? as in: streamvid ask video.mp4 "what happens?"')
+        raise typer.BadParameter('which video? as in: streamvid ask video.mp4 "what happens?"')
     for question in asked:
         if not question.strip():
             raise SettingsError('the question is empty; ask something like: streamvid ask video.mp4 "what happens?"')
@@ -115,6 +119,8 @@ def ask(
     if stream is not None:
         _ask_stream(stream, request, asked, json=json, quiet=quiet)
         return
+    from streamvid_pipelines.ask import open_ask  # here: who asks a process that watches need not load a model's code
+
     watching = render.Watching(quiet=quiet)
     console = render.stderr()
     with open_ask(video, request, lambda text: console.print(text, markup=False)) as opened:
@@ -152,14 +158,34 @@ def _one(opened: AskVideo, question: str, *, json: bool, explain: bool, quiet: b
     return answer.to_dict()
 
 
-def _ask_stream(stream: str, request: Request, asked: list[str], *, json: bool, quiet: bool) -> None:
-    from streamvid_pipelines.live.past import Past
+OF_WATCHING = ("memory", "max_new_tokens")
+"""What of a request counts for a process that watches; the rest was decided when it began."""
 
-    console = render.stderr()
-    past = Past(stream, request, lambda text: console.print(text, markup=False))
+
+def _ask_stream(stream: str, request: Request, asked: list[str], *, json: bool, quiet: bool) -> None:
+    from streamvid.memory.place import default_folder
+    from streamvid_pipelines.live import local
+
+    folder = request.memory if request.memory is not None else default_folder()
+    given = [f.name for f in fields(Request) if getattr(request, f.name) != getattr(DEFAULTS, f.name)]
+    unused = [name for name in given if name not in OF_WATCHING]
+    past = None
     told = []
     for question in asked or _lines():
-        answer = past.ask(question, None if json else _write)
+        say = None if json else _write
+        answer = None
+        if past is None:
+            answer = local.ask(folder, stream, question, max_new_tokens=request.max_new_tokens, on_text=say)
+            if answer is not None and unused:
+                answer["receipt"]["warnings"].append(
+                    f"{', '.join(unused)} not used: the process that watches {stream} answers as it was started"
+                )
+        if answer is None:
+            if past is None:
+                from streamvid_pipelines.live.past import Past
+
+                past = Past(stream, request, render.say)
+            answer = past.ask(question, say)
         if json and not asked:
             render.emit_json(answer)
         told.append(answer)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import typer
 
-from streamvid.memory.bank import default_folder
+from streamvid.memory.place import default_folder
 from streamvid.models import checkpoints
 from streamvid_cli import options, render
 

@@ -15,34 +15,32 @@ from uuid import uuid4
 
 import torch
 
-from streamvid.budget import Limits
-from streamvid.errors import SettingsError, near
+from streamvid.errors import SettingsError
 from streamvid.frames import Clip
 from streamvid.ingest.clips import followed
-from streamvid.ingest.named import Decoding, Named, find
-from streamvid.ingest.sampling import Adaptive, Plan, Sampling, exact
+from streamvid.ingest.named import Named, find
+from streamvid.ingest.sampling import Plan, Sampling, exact
 from streamvid.ingest.source import Source, open_source
 from streamvid.ingest.spool import spool_stdin
-from streamvid.memory.bank import Bank, Writer, default_folder
-from streamvid.memory.codec import DEFAULT_CODEC, CodecSetting
+from streamvid.memory.bank import Bank
 from streamvid.memory.keys import MemoryKey
+from streamvid.memory.place import default_folder
 from streamvid.memory.records import SourceRecord, State
+from streamvid.memory.writer import Writer
 from streamvid.models import checkpoints
 from streamvid.models.adapter import Adapter
 from streamvid.receipt import Receipt
 from streamvid.session import Answer, Session, peak_rss_bytes
-from streamvid.temporal.methods.base import MemoryMethod
-from streamvid.temporal.methods.compose import DEFAULT, Chain
-from streamvid.temporal.methods.registry import build
+from streamvid.temporal.methods.compose import Chain
+from streamvid_pipelines.request import Request
+
+__all__ = ["AskVideo", "Loaded", "Progress", "Request", "ask", "clip_frames", "expected_frames", "load", "open_ask"]
 
 if TYPE_CHECKING:
     from streamvid.models.embedder import Embedder
 
 CLIP_FRAMES = 32
 """Frames encoded and reduced together; the most pictures held at any time."""
-
-SAMPLINGS = ("fps", "keys", "adaptive")
-"""Ways to choose frames: at a rate, key frames only, by what changes."""
 
 CLIP_BYTES = 256 << 20
 """Most bytes of pictures held at any time: clips of very large frames are shorter, down to 8 frames."""
@@ -51,88 +49,6 @@ CLIP_BYTES = 256 << 20
 FULL_PIXELS = 1920 * 1088
 """Frames of up to so many pixels reach the model's own, exact resize; larger ones are scaled to its size as they
 are decoded, so that no memory is spent on what it would throw away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """Everything that can be set about watching and answering; defaults suit one video and one question."""
-
-    model: str = "auto"
-    embedder: str = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    sample: str = "fps"
-    fps: float | None = None
-    max_frames: int | None = None
-    start_seconds: float | None = None
-    stop_seconds: float | None = None
-    reduce: str = DEFAULT
-    recall: str = "hybrid"
-    budget: int = Limits().answer_tokens
-    max_new_tokens: int = 256
-    memory: Path | None = None
-    disk_bytes: int | None = None
-    source_bytes: int | None = None
-    ram_bytes: int | None = None
-    vram_bytes: int | None = None
-    keep: bool = False
-    codec: str = DEFAULT_CODEC
-    fresh: bool = False
-    keep_kv: bool = False
-    toy_allowed: bool = True
-    decoder: str = "auto"
-    rate: float | None = None
-    hwaccel: str | None = None
-    decode_threads: int | None = None
-    stall_seconds: float = 30.0
-    threads: int | None = None
-
-    def check(self) -> None:
-        """Raise SettingsError for what can be seen to be wrong before anything is loaded."""
-        Chain.parse(self.reduce)
-        CodecSetting.parse(self.codec)
-        self.recall_method()
-        self.limits()
-        self.sampling(1.0, 1)
-        self.decoding()
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise SettingsError(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        if self.max_new_tokens < 1:
-            raise SettingsError(f"an answer needs at least 1 new token, got --max-new-tokens {self.max_new_tokens}")
-
-    def limits(self) -> Limits:
-        """The hard limits."""
-        return Limits(
-            answer_tokens=self.budget,
-            disk_bytes=self.disk_bytes,
-            source_bytes=self.source_bytes,
-            ram_bytes=self.ram_bytes,
-            vram_bytes=self.vram_bytes,
-        )
-
-    def recall_method(self) -> MemoryMethod:
-        """The recall method by name; raises SettingsError if it is not one."""
-        method = build(self.recall)
-        if not isinstance(method, MemoryMethod):
-            raise SettingsError(f"{self.recall} does not recall; it belongs into --reduce")
-        return method
-
-    def sampling(self, default_fps: float, max_frames: int) -> Sampling:
-        """The sampling, the model's own rate and limit where nothing was asked."""
-        if self.sample not in SAMPLINGS:
-            raise SettingsError(f"unknown sampling {self.sample!r}; {near(self.sample, SAMPLINGS)}")
-        return Sampling(
-            fps=self.fps if self.fps is not None else default_fps if self.sample == "fps" else None,
-            max_frames=self.max_frames if self.max_frames is not None else max_frames,
-            start=self.start_seconds,
-            stop=self.stop_seconds,
-            keys=self.sample == "keys",
-            adaptive=Adaptive() if self.sample == "adaptive" else None,
-        )
-
-    def decoding(self) -> Decoding:
-        """How the source is decoded."""
-        return Decoding(self.decoder, self.decode_threads, self.hwaccel, self.stall_seconds)
 
 
 @dataclass(slots=True)

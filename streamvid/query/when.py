@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Literal
 
@@ -60,6 +60,14 @@ class When:
             question = question.replace(words, " ", 1)
         rest = " ".join(question.split()).strip(" ,?.!")
         return f"{rest}?" if rest else ""
+
+    def put(self, question: str) -> str:
+        """The question as a model understands it that is shown the time in question and knows no clock.
+
+        An event stays named: "after the dog leaves" speaks of what can be seen.
+        """
+        plain = tuple(words for words in self.words if not _EVENT.fullmatch(words))
+        return replace(self, words=plain).without(question) or question
 
     def describe(self, tell: Clock | None = None) -> str:
         """``00:10-00:15, 01:00-02:00``."""

@@ -323,7 +323,7 @@ def test_toy_render_writes_the_contract(capsys: pytest.CaptureFixture[str], tmp_
 def test_a_bug_is_one_line_unless_debug_is_asked_for(
     capsys: pytest.CaptureFixture[str], video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamvid_cli.ask.open_ask", None)
+    monkeypatch.setattr("streamvid_pipelines.ask.open_ask", None)
     code, _, err = call(capsys, "ask", video, "what happens?", "--model", "toy")
     assert code == 1 and "bug in streamvid" in err and "--debug" in err and "Traceback" not in err
     with pytest.raises(TypeError):

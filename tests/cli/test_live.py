@@ -149,7 +149,7 @@ def test_a_stream_that_is_not_remembered_is_said_so(capsys: pytest.CaptureFixtur
     code, _, err = ask(capsys, "--stream", "front", "who came?", "--model", "toy")
     assert code == 1 and "there is no memory in" in err
     code, _, err = ask(capsys, "--model", "toy")
-    assert code == 1 and "which video?" in err
+    assert code == 2 and "which video?" in err
 
 
 @pytest.mark.parametrize(

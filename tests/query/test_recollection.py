@@ -23,6 +23,7 @@ from streamvid.recollection import Recollection
 from streamvid.signals import Signals
 from streamvid.temporal.methods.memory.hybrid import Hybrid
 from tests.memory.spans import KEY, span_tokens
+from tests.watch.words import Words, picture
 
 SPANS, WIDTH = 600, 16
 
@@ -168,3 +169,40 @@ def test_a_still_picture_is_shown_by_the_span_before_it(
                 writer.gap(Fraction(start_seconds), Fraction(stop_seconds), "away")
         memory = Recollection(bank, bank.sources()[0], Receipt(), until=until)
         assert memory.inside(When(tuple(ranges))).tolist() == rows
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two minutes of two-second spans: a car now and then, a red circle from 40 to 46 s."""
+    folder = tmp_path_factory.mktemp("street")
+    with Bank.open(folder) as bank, bank.writer(KEY, path="a", name="a") as writer:
+        bank._catalog.execute("PRAGMA synchronous = OFF")
+        for number in range(60):
+            shown = "red circle" if 20 <= number < 23 else "car" if number % 9 == 0 else ""
+            keys = torch.stack([picture(shown, seed=2 * number), picture(shown, seed=2 * number + 1)])
+            tokens = span_tokens(number, count=4)
+            writer.append(tokens, start=Fraction(2 * number), stop=Fraction(2 * number + 2), keys=keys)
+        writer.finish({})
+    return folder
+
+
+@pytest.mark.parametrize("detailed", [module.DETAILED, 10])
+def test_a_thing_is_found_when_it_is_seen_and_not_in_another_colour(
+    street: Path, detailed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the comparison the blue circle is found where the red one is, so that is what leaves it out."""
+    monkeypatch.setattr(module, "DETAILED", detailed)
+    monkeypatch.setattr(module, "COMPARED", 2)
+    with Bank.open(street) as bank:
+        memory, _ = look(bank)
+        assert memory.find("the red circle", Words()) == (40, 46)
+        assert memory.find("a circle", Words()) == (40, 46)
+        assert memory.find("the blue circle", Words()) is None
+        assert memory.find("my person", Words()) is None
+        monkeypatch.setattr(module, "SLACK", float("inf"))
+        assert memory.find("the blue circle", Words()) == (40, 46)
+
+
+def test_what_is_there_most_of_the_time_is_no_event(street: Path) -> None:
+    with Bank.open(street) as bank:
+        assert look(bank)[0].find("the wall", Words()) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from streamvid import errors
+from streamvid import defaults, errors
 from streamvid.temporal.methods.base import (
     EmbeddingMethod,
     LlmMethod,
@@ -16,8 +16,8 @@ from streamvid.temporal.methods.base import (
 )
 from streamvid.temporal.methods.registry import build, method_id
 
-DEFAULT = "rlt,fastvid"
-"""What is reduced when nothing is said: static cells before the tower, then density pruning."""
+DEFAULT = defaults.REDUCE
+"""What is reduced when nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
