@@ -15,7 +15,7 @@ from streamvid.errors import StreamvidError
 COMMANDS = {
     "ask": "Ask a video one or several questions; it is watched once and remembered.",
     "live": "Watch cameras, remember what they show, and answer questions about now and about the past.",
-    "watch-replay": "Rehearse a standing question on recordings, and count hits against what is known.",
+    "watch-replay": "Run a rule over recordings as fast as they decode, and tell what it would have found.",
     "alerts": "What standing questions found: list it, or have it delivered again.",
     "clip": "Write what a live stream showed from one moment to another, where it was watched with --record.",
     "probe": "Tell what each source is: container, codec, size, exact times, colour, streams, decoder.",

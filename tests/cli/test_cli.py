@@ -326,9 +326,9 @@ def test_a_bug_is_one_line_unless_debug_is_asked_for(
     monkeypatch.setattr("streamvid_pipelines.ask.open_ask", None)
     code, _, err = call(capsys, "ask", video, "what happens?", "--model", "toy")
     assert code == 1 and "bug in streamvid" in err and "--debug" in err and "Traceback" not in err
+    monkeypatch.setenv("STREAMVID_DEBUG", "")  # so that what --debug sets is undone
     with pytest.raises(TypeError):
         call(capsys, "--debug", "ask", video, "what happens?", "--model", "toy")
-    monkeypatch.delenv("STREAMVID_DEBUG")
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
